@@ -1,0 +1,52 @@
+//! The device that inner packets come from and go to.
+//!
+//! A small trait, so that the shard loop is the same over a Linux TUN, a macOS utun and a pair of
+//! queues in a test. All `unsafe` of the crate is in the files below this one. Not here: splitting
+//! and coalescing (`segment`), routes and addresses (they belong to the program that owns them).
+
+use std::fmt;
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use crate::segment::{SuperPacket, VnetHeader};
+
+/// What the other side of the device may hand over and take in one piece.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Offload {
+    /// TCP super-packets with partial checksums, both ways.
+    pub tcp: bool,
+}
+
+/// A source and sink of inner packets. Every call returns at once.
+pub trait Device: fmt::Debug + Send + 'static {
+    /// The interface's name, such as `culvert0`.
+    fn name(&self) -> &str;
+
+    /// What the device can take and give.
+    fn offload(&self) -> Offload;
+
+    /// The descriptor that becomes readable when packets wait; `None` for a device in memory.
+    fn poll_fd(&self) -> Option<BorrowedFd<'_>>;
+
+    /// Reads up to `budget` frames and gives each, with its header, to `take`.
+    ///
+    /// A frame is one packet, or one super-packet as `VnetHeader` says. Returns how many were
+    /// read; fewer than `budget` means the device is empty.
+    ///
+    /// # Errors
+    /// Whatever the OS says once the interface is gone; never [`io::ErrorKind::WouldBlock`].
+    fn read_batch(&mut self, budget: usize, take: &mut dyn FnMut(&VnetHeader, &[u8])) -> io::Result<usize>;
+
+    /// Writes frames in order and returns how many the device took; fewer means it is full.
+    /// A frame that the OS refuses as malformed counts as taken.
+    ///
+    /// # Errors
+    /// Whatever the OS says once the interface is gone; never [`io::ErrorKind::WouldBlock`].
+    fn write_batch(&mut self, frames: &[SuperPacket]) -> io::Result<usize>;
+
+    /// Sets the interface's MTU, in bytes of one inner packet.
+    ///
+    /// # Errors
+    /// Whatever the OS says.
+    fn set_mtu(&mut self, mtu_bytes: u16) -> io::Result<()>;
+}
