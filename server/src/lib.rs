@@ -7,4 +7,9 @@
 pub mod addresses;
 pub mod config;
 pub mod duration;
+pub mod files;
+pub mod forwarding;
+pub mod interface;
+pub mod journal;
+pub mod nat;
 pub mod registry;

@@ -109,6 +109,8 @@ pub struct Invitation {
     pub expires: OffsetDateTime,
     /// When an administrator withdrew it.
     pub cancelled_at: Option<OffsetDateTime>,
+    /// When it last made a device, and what that is called.
+    pub last_use: Option<(OffsetDateTime, String)>,
 }
 
 impl Invitation {
@@ -120,9 +122,13 @@ impl Invitation {
         if self.cancelled_at.is_some() {
             Err(EnrolError::Cancelled)
         } else if self.uses >= self.uses_allowed {
-            Err(EnrolError::Used)
+            let (at, device) = self
+                .last_use
+                .clone()
+                .unwrap_or((self.created, String::new()));
+            Err(EnrolError::Used { at, device })
         } else if now >= self.expires {
-            Err(EnrolError::Expired)
+            Err(EnrolError::Expired { at: self.expires })
         } else {
             Ok(())
         }
@@ -186,11 +192,19 @@ pub enum EnrolError {
     #[error("this gateway did not issue the invitation")]
     Foreign,
     /// Past its end.
-    #[error("the invitation has expired")]
-    Expired,
+    #[error("the invitation expired at {at}")]
+    Expired {
+        /// Its end.
+        at: OffsetDateTime,
+    },
     /// Every use is used.
-    #[error("the invitation has been used")]
-    Used,
+    #[error("the invitation was used by {device:?} at {at}")]
+    Used {
+        /// When it made its last device.
+        at: OffsetDateTime,
+        /// What that device is called.
+        device: String,
+    },
     /// Withdrawn.
     #[error("the invitation was cancelled")]
     Cancelled,

@@ -188,7 +188,7 @@ async fn a_single_use_invitation_is_used_once_however_many_race_for_it() {
         assert!(
             results
                 .iter()
-                .all(|result| matches!(result, Ok(_) | Err(EnrolError::Used))),
+                .all(|result| matches!(result, Ok(_) | Err(EnrolError::Used { .. }))),
             "{results:?}"
         );
     }
@@ -467,6 +467,7 @@ fn invitation(id: &[u8], user: &str, uses_allowed: u32) -> Invitation {
         created: now(),
         expires: now() + time::Duration::HOUR,
         cancelled_at: None,
+        last_use: None,
     }
 }
 

@@ -281,8 +281,13 @@ impl Registry for SqliteRegistry {
     }
 }
 
-const INVITATION: &str = "SELECT invitations.*, users.name AS user_name
-    FROM invitations JOIN users ON users.id = invitations.user WHERE invitations.id = ?";
+const INVITATION: &str =
+    "SELECT invitations.*, users.name AS user_name, invitation_uses.at AS used_at,
+        devices.name AS used_by
+    FROM invitations JOIN users ON users.id = invitations.user
+    LEFT JOIN invitation_uses ON invitation_uses.invitation = invitations.id
+    LEFT JOIN devices ON devices.id = invitation_uses.device
+    WHERE invitations.id = ? ORDER BY invitation_uses.at DESC LIMIT 1";
 
 async fn check_limit(
     transaction: &mut Transaction<'static, Sqlite>,
@@ -385,6 +390,8 @@ async fn record(
 }
 
 fn invitation(row: &SqliteRow) -> Result<Invitation, RegistryError> {
+    let used_at = maybe_when(row.try_get("used_at").map_err(from_sqlx)?)?;
+    let used_by: Option<String> = row.try_get("used_by").map_err(from_sqlx)?;
     Ok(Invitation {
         id: row.try_get("id").map_err(from_sqlx)?,
         key: row.try_get("key").map_err(from_sqlx)?,
@@ -394,6 +401,7 @@ fn invitation(row: &SqliteRow) -> Result<Invitation, RegistryError> {
         created: when(row.try_get("created").map_err(from_sqlx)?)?,
         expires: when(row.try_get("expires").map_err(from_sqlx)?)?,
         cancelled_at: maybe_when(row.try_get("cancelled_at").map_err(from_sqlx)?)?,
+        last_use: used_at.zip(used_by),
     })
 }
 
