@@ -19,7 +19,7 @@ use culvert_tunnel::shard::engine::{Engine, Role};
 use culvert_tunnel::shard::mailbox::{Event, Inspection, LinkId};
 use culvert_tunnel::stats::{LinkStats, ShardStats};
 use culvert_tunnel::transport::{ClientTransport, ServerTransport, Tuning};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::sync::oneshot;
 
 pub const CLIENT: Lease = Lease {
@@ -44,21 +44,15 @@ pub struct Keys {
 pub fn keys() -> Keys {
     let now = SystemTime::now();
     let authority = Authority::create("Example", now).unwrap();
-    let ca = CertificateDer::from(authority.certificate_der().to_vec());
+    let ca = authority.certificate_der().clone();
     let leaf = authority.issue_server(&[NAME.to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()], now).unwrap();
-    let chain = leaf.chain_der.iter().map(|der| CertificateDer::from(der.to_vec())).collect();
-    let server = ServerTransport::new(&ca, chain, pkcs8(&leaf.key_pkcs8_der), Tuning::default()).unwrap();
+    let server = ServerTransport::new(&ca, leaf.chain().to_vec(), leaf.private_key(), Tuning::default()).unwrap();
 
     let key = DeviceKey::generate().unwrap();
-    let issued = authority.issue_device(&key.csr("test").unwrap(), &DeviceId::random(), now).unwrap();
+    let issued = authority.issue_device(&key.csr("test").unwrap(), DeviceId::generate().unwrap(), now).unwrap();
     let device_chain = vec![CertificateDer::from(issued.der.clone()), ca.clone()];
-    let device_key = pkcs8(&key.to_pkcs8_der());
-    let client = ClientTransport::session(&ca, device_chain.clone(), device_key.clone_key(), Tuning::default()).unwrap();
-    Keys { authority, server, client, device_chain, device_key }
-}
-
-fn pkcs8(der: &[u8]) -> PrivateKeyDer<'static> {
-    PrivatePkcs8KeyDer::from(der.to_vec()).into()
+    let client = ClientTransport::session(&ca, device_chain.clone(), key.private_key(), Tuning::default()).unwrap();
+    Keys { authority, server, client, device_chain, device_key: key.private_key() }
 }
 
 struct End {
