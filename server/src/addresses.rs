@@ -7,16 +7,8 @@
 use std::collections::HashSet;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use culvert_tunnel::filter::Lease;
 use ipnet::{Ipv4Net, Ipv6Net};
-
-/// The inner addresses of one device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Lease {
-    /// IPv4.
-    pub ipv4: Ipv4Addr,
-    /// IPv6, unless it is off.
-    pub ipv6: Option<Ipv6Addr>,
-}
 
 /// The networks inside the tunnel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,9 +19,7 @@ pub struct Pool {
 
 /// Every address of the network is taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "all {size} addresses of {network} are taken; remove a device, or set a larger network.ipv4"
-)]
+#[error("all {size} addresses of {network} are taken; remove a device, or set a larger network.ipv4")]
 pub struct PoolFull {
     /// The network.
     pub network: Ipv4Net,
@@ -41,10 +31,7 @@ impl Pool {
     /// A pool over two networks. The IPv4 network has at least two hosts (a /30 or larger), which
     /// the configuration checks.
     pub fn new(ipv4: Ipv4Net, ipv6: Option<Ipv6Net>) -> Self {
-        Self {
-            ipv4: ipv4.trunc(),
-            ipv6: ipv6.map(|network| network.trunc()),
-        }
+        Self { ipv4: ipv4.trunc(), ipv6: ipv6.map(|network| network.trunc()) }
     }
 
     /// The inner IPv4 network.
@@ -75,10 +62,7 @@ impl Pool {
         self.hosts()
             .map(|index| self.lease(index))
             .find(|lease| !taken.contains(&lease.ipv4))
-            .ok_or(PoolFull {
-                network: self.ipv4,
-                size: self.size(),
-            })
+            .ok_or(PoolFull { network: self.ipv4, size: self.size() })
     }
 
     /// The addresses of the device that the registry has under this IPv4 address; `None` when
@@ -97,9 +81,7 @@ impl Pool {
     fn lease(&self, index: u32) -> Lease {
         Lease {
             ipv4: Ipv4Addr::from(u32::from(self.ipv4.network()) + index),
-            ipv6: self
-                .ipv6
-                .map(|network| Ipv6Addr::from(u128::from(network.network()) + u128::from(index))),
+            ipv6: self.ipv6.map(|network| Ipv6Addr::from(u128::from(network.network()) + u128::from(index))),
         }
     }
 }
@@ -114,10 +96,7 @@ mod tests {
         let lease = pool("100.77.3.0/24").allocate(&HashSet::new()).unwrap();
         assert_eq!(lease.ipv4, Ipv4Addr::new(100, 77, 3, 2));
         assert_eq!(lease.ipv6, Some("fd4e:9a1c::2".parse().unwrap()));
-        assert_eq!(
-            pool("100.77.3.0/24").gateway().ipv4,
-            Ipv4Addr::new(100, 77, 3, 1)
-        );
+        assert_eq!(pool("100.77.3.0/24").gateway().ipv4, Ipv4Addr::new(100, 77, 3, 1));
     }
 
     #[test]
@@ -128,16 +107,10 @@ mod tests {
             assert!(taken.insert(pool.allocate(&taken).unwrap().ipv4));
         }
         let reserved = [0, 1, 7].map(|last| Ipv4Addr::new(10, 9, 8, last));
-        assert!(
-            reserved.iter().all(|address| !taken.contains(address)),
-            "{taken:?}"
-        );
+        assert!(reserved.iter().all(|address| !taken.contains(address)), "{taken:?}");
         let full = pool.allocate(&taken).unwrap_err();
         assert_eq!(full.size, 5);
-        assert!(
-            full.to_string()
-                .starts_with("all 5 addresses of 10.9.8.0/29 are taken")
-        );
+        assert!(full.to_string().starts_with("all 5 addresses of 10.9.8.0/29 are taken"));
     }
 
     proptest! {
@@ -180,9 +153,6 @@ mod tests {
     }
 
     fn pool(ipv4: &str) -> Pool {
-        Pool::new(
-            ipv4.parse().unwrap(),
-            Some("fd4e:9a1c::/64".parse().unwrap()),
-        )
+        Pool::new(ipv4.parse().unwrap(), Some("fd4e:9a1c::/64".parse().unwrap()))
     }
 }

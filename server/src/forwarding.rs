@@ -19,9 +19,7 @@ pub struct Forwarding {
 #[derive(Debug, thiserror::Error)]
 pub enum ForwardingError {
     /// Off, and we may not turn it on.
-    #[error(
-        "this host does not forward {family} and it cannot be turned on here ({error}); run: sysctl -w {key}=1"
-    )]
+    #[error("this host does not forward {family} and it cannot be turned on here ({error}); run: sysctl -w {key}=1")]
     Off {
         /// `IPv4` or `IPv6`.
         family: &'static str,
@@ -35,16 +33,8 @@ pub enum ForwardingError {
     Journal(#[from] JournalError),
 }
 
-const IPV4: (&str, &str, &str) = (
-    "IPv4",
-    "net.ipv4.ip_forward",
-    "/proc/sys/net/ipv4/ip_forward",
-);
-const IPV6: (&str, &str, &str) = (
-    "IPv6",
-    "net.ipv6.conf.all.forwarding",
-    "/proc/sys/net/ipv6/conf/all/forwarding",
-);
+const IPV4: (&str, &str, &str) = ("IPv4", "net.ipv4.ip_forward", "/proc/sys/net/ipv4/ip_forward");
+const IPV6: (&str, &str, &str) = ("IPv6", "net.ipv6.conf.all.forwarding", "/proc/sys/net/ipv6/conf/all/forwarding");
 
 impl Forwarding {
     /// Turns forwarding on where it is off.
@@ -52,9 +42,7 @@ impl Forwarding {
     /// # Errors
     /// [`ForwardingError::Off`] with the command that helps; what was changed is undone.
     pub fn enable(ipv6: bool, journal: &mut Journal) -> Result<Self, ForwardingError> {
-        let mut this = Self {
-            changed: Vec::new(),
-        };
+        let mut this = Self { changed: Vec::new() };
         for (family, key, path) in [Some(IPV4), ipv6.then_some(IPV6)].into_iter().flatten() {
             if family == IPV6.0 {
                 this.keep_router_advertisements(journal)?;
@@ -79,9 +67,7 @@ impl Forwarding {
         };
         for interface in interfaces.flatten() {
             let path = interface.path().join("accept_ra");
-            let template = ["all", "default", "lo"]
-                .iter()
-                .any(|name| interface.file_name() == *name);
+            let template = ["all", "default", "lo"].iter().any(|name| interface.file_name() == *name);
             if !template
                 && read(&path).is_ok_and(|value| value == "1")
                 && let Err(error) = self.set(&path, "2", journal)?
@@ -92,20 +78,12 @@ impl Forwarding {
         Ok(())
     }
 
-    fn set(
-        &mut self,
-        path: &Path,
-        value: &str,
-        journal: &mut Journal,
-    ) -> Result<io::Result<()>, ForwardingError> {
+    fn set(&mut self, path: &Path, value: &str, journal: &mut Journal) -> Result<io::Result<()>, ForwardingError> {
         let was = match read(path) {
             Ok(was) => was,
             Err(error) => return Ok(Err(error)),
         };
-        let setting = Setting {
-            path: path.to_owned(),
-            was,
-        };
+        let setting = Setting { path: path.to_owned(), was };
         journal.add(setting.clone())?;
         let written = fs::write(path, value);
         if written.is_ok() {
@@ -148,13 +126,8 @@ fn read(path: &Path) -> io::Result<String> {
 pub fn is_ours(path: &Path) -> bool {
     let accept_ra = path.file_name().is_some_and(|name| name == "accept_ra")
         && path.parent().and_then(Path::parent) == Some(Path::new("/proc/sys/net/ipv6/conf"))
-        && !path
-            .components()
-            .any(|part| part == std::path::Component::ParentDir);
-    accept_ra
-        || [IPV4.2, IPV6.2]
-            .iter()
-            .any(|ours| PathBuf::from(ours) == path)
+        && !path.components().any(|part| part == std::path::Component::ParentDir);
+    accept_ra || [IPV4.2, IPV6.2].iter().any(|ours| PathBuf::from(ours) == path)
 }
 
 #[cfg(test)]
@@ -166,11 +139,7 @@ mod tests {
         for path in [IPV4.2, IPV6.2, "/proc/sys/net/ipv6/conf/eth0/accept_ra"] {
             assert!(is_ours(Path::new(path)), "{path}");
         }
-        for path in [
-            "/etc/passwd",
-            "/proc/sys/net/ipv6/conf/../accept_ra",
-            "/proc/sys/net/ipv6/conf/a/b/accept_ra",
-        ] {
+        for path in ["/etc/passwd", "/proc/sys/net/ipv6/conf/../accept_ra", "/proc/sys/net/ipv6/conf/a/b/accept_ra"] {
             assert!(!is_ours(Path::new(path)), "{path}");
         }
     }

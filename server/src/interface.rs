@@ -74,10 +74,7 @@ impl Netlink {
     /// [`NetlinkError::Open`].
     pub fn open() -> Result<Self, NetlinkError> {
         let (connection, handle, _) = rtnetlink::new_connection().map_err(NetlinkError::Open)?;
-        Ok(Self {
-            handle,
-            connection: tokio::spawn(connection),
-        })
+        Ok(Self { handle, connection: tokio::spawn(connection) })
     }
 
     /// Networks that this host has addresses in or routes to, apart from default routes,
@@ -90,19 +87,12 @@ impl Netlink {
         let name = |index: u32| names.get(&index).cloned().unwrap_or_default();
         let mut networks = Vec::new();
         let mut addresses = self.handle.address().get().execute();
-        while let Some(message) = addresses
-            .try_next()
-            .await
-            .map_err(refused("list the addresses"))?
-        {
+        while let Some(message) = addresses.try_next().await.map_err(refused("list the addresses"))? {
             for attribute in &message.attributes {
                 if let AddressAttribute::Address(address) = attribute
                     && let Ok(network) = IpNet::new(*address, message.header.prefix_len)
                 {
-                    networks.push(LocalNetwork {
-                        network: network.trunc(),
-                        interface: name(message.header.index),
-                    });
+                    networks.push(LocalNetwork { network: network.trunc(), interface: name(message.header.index) });
                 }
             }
         }
@@ -111,16 +101,9 @@ impl Netlink {
             RouteMessageBuilder::<std::net::Ipv6Addr>::new().build(),
         ] {
             let mut routes = self.handle.route().get(request).execute();
-            while let Some(route) = routes
-                .try_next()
-                .await
-                .map_err(refused("list the routes"))?
-            {
+            while let Some(route) = routes.try_next().await.map_err(refused("list the routes"))? {
                 if let Some((network, index)) = unicast_route(&route) {
-                    networks.push(LocalNetwork {
-                        network,
-                        interface: name(index),
-                    });
+                    networks.push(LocalNetwork { network, interface: name(index) });
                 }
             }
         }
@@ -132,12 +115,7 @@ impl Netlink {
     ///
     /// # Errors
     /// [`NetlinkError`] when the interface is gone or the kernel refuses.
-    pub async fn bring_up(
-        &self,
-        interface: &str,
-        pool: &Pool,
-        mtu_bytes: u16,
-    ) -> Result<(), NetlinkError> {
+    pub async fn bring_up(&self, interface: &str, pool: &Pool, mtu_bytes: u16) -> Result<(), NetlinkError> {
         let index = self.index(interface).await?;
         let gateway = pool.gateway();
         let mut addresses = vec![(IpAddr::V4(gateway.ipv4), pool.ipv4().prefix_len())];
@@ -145,24 +123,13 @@ impl Netlink {
             addresses.push((ipv6.into(), network.prefix_len()));
         }
         // First the MTU: the kernel refuses IPv6 below 1,280.
-        let link = LinkUnspec::new_with_index(index)
-            .mtu(mtu_bytes.into())
-            .up()
-            .build();
-        self.handle
-            .link()
-            .set(link)
-            .execute()
-            .await
-            .map_err(refused("set the interface up"))?;
+        let link = LinkUnspec::new_with_index(index).mtu(mtu_bytes.into()).up().build();
+        self.handle.link().set(link).execute().await.map_err(refused("set the interface up"))?;
         for (address, prefix) in addresses {
             let mut request = self.handle.address().add(index, address, prefix).replace();
             // Nobody else is on this link: no duplicate detection, usable at once.
             request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
-            request
-                .execute()
-                .await
-                .map_err(refused("give the interface its address"))?;
+            request.execute().await.map_err(refused("give the interface its address"))?;
         }
         Ok(())
     }
@@ -170,19 +137,13 @@ impl Netlink {
     async fn index(&self, interface: &str) -> Result<u32, NetlinkError> {
         let names = self.interface_names().await?;
         let found = names.into_iter().find(|(_, name)| name == interface);
-        found
-            .map(|(index, _)| index)
-            .ok_or_else(|| NetlinkError::NoInterface(interface.to_owned()))
+        found.map(|(index, _)| index).ok_or_else(|| NetlinkError::NoInterface(interface.to_owned()))
     }
 
     async fn interface_names(&self) -> Result<HashMap<u32, String>, NetlinkError> {
         let mut names = HashMap::new();
         let mut links = self.handle.link().get().execute();
-        while let Some(link) = links
-            .try_next()
-            .await
-            .map_err(refused("list the interfaces"))?
-        {
+        while let Some(link) = links.try_next().await.map_err(refused("list the interfaces"))? {
             for attribute in link.attributes {
                 if let LinkAttribute::IfName(name) = attribute {
                     names.insert(link.header.index, name);
@@ -204,17 +165,10 @@ impl Drop for Netlink {
 /// # Errors
 /// The first [`Overlap`].
 pub fn check_overlap(pool: &Pool, locals: &[LocalNetwork]) -> Result<(), Overlap> {
-    let ours = [
-        Some((IpNet::V4(pool.ipv4()), "network.ipv4")),
-        pool.ipv6().map(|net| (net.into(), "network.ipv6")),
-    ];
+    let ours = [Some((IpNet::V4(pool.ipv4()), "network.ipv4")), pool.ipv6().map(|net| (net.into(), "network.ipv6"))];
     for (inner, key) in ours.into_iter().flatten() {
         if let Some(with) = locals.iter().find(|local| overlap(inner, local.network)) {
-            return Err(Overlap {
-                inner,
-                with: with.clone(),
-                key,
-            });
+            return Err(Overlap { inner, with: with.clone(), key });
         }
     }
     Ok(())
@@ -233,10 +187,7 @@ pub fn choose_ipv4(locals: &[LocalNetwork], mut random: impl FnMut() -> u32) -> 
         for _ in 0..TRIES {
             let network = base | (random() % (1 << bits)) << 8;
             let network = Ipv4Net::new_assert(network.into(), 24);
-            if !locals
-                .iter()
-                .any(|local| overlap(network.into(), local.network))
-            {
+            if !locals.iter().any(|local| overlap(network.into(), local.network)) {
                 return Some(network);
             }
         }
@@ -258,22 +209,13 @@ fn unicast_route(route: &RouteMessage) -> Option<(IpNet, u32)> {
     let mut interface = 0;
     for attribute in &route.attributes {
         match attribute {
-            RouteAttribute::Destination(RouteAddress::Inet(address)) => {
-                destination = Some(IpAddr::V4(*address))
-            }
-            RouteAttribute::Destination(RouteAddress::Inet6(address)) => {
-                destination = Some(IpAddr::V6(*address))
-            }
+            RouteAttribute::Destination(RouteAddress::Inet(address)) => destination = Some(IpAddr::V4(*address)),
+            RouteAttribute::Destination(RouteAddress::Inet6(address)) => destination = Some(IpAddr::V6(*address)),
             RouteAttribute::Oif(index) => interface = *index,
             _ => {}
         }
     }
-    Some((
-        IpNet::new(destination?, route.header.destination_prefix_length)
-            .ok()?
-            .trunc(),
-        interface,
-    ))
+    Some((IpNet::new(destination?, route.header.destination_prefix_length).ok()?.trunc(), interface))
 }
 
 fn is_ordinary(network: IpNet) -> bool {
@@ -288,9 +230,9 @@ fn is_ordinary(network: IpNet) -> bool {
 fn refused(what: &'static str) -> impl Fn(rtnetlink::Error) -> NetlinkError {
     move |error| {
         let error = match error {
-            rtnetlink::Error::NetlinkError(ErrorMessage {
-                code: Some(code), ..
-            }) => io::Error::from_raw_os_error(-code.get()),
+            rtnetlink::Error::NetlinkError(ErrorMessage { code: Some(code), .. }) => {
+                io::Error::from_raw_os_error(-code.get())
+            }
             other => io::Error::other(other),
         };
         NetlinkError::Refused { what, error }
@@ -303,26 +245,13 @@ mod tests {
 
     #[test]
     fn an_overlap_names_both_networks_and_the_setting() {
-        let pool = Pool::new(
-            "100.77.3.0/24".parse().unwrap(),
-            Some("fd4e:9a1c::/64".parse().unwrap()),
-        );
-        assert_eq!(
-            check_overlap(&pool, &[local("100.77.4.0/24"), local("fd4e:9a1d::/64")]),
-            Ok(())
-        );
-        for (network, key) in [
-            ("100.77.3.7/32", "network.ipv4"),
-            ("100.64.0.0/10", "network.ipv4"),
-            ("fd4e:9a1c::/64", "network.ipv6"),
-        ] {
-            let told = check_overlap(&pool, &[local(network)])
-                .unwrap_err()
-                .to_string();
-            assert!(
-                told.contains(network) && told.contains(key) && told.contains("eth7"),
-                "{told}"
-            );
+        let pool = Pool::new("100.77.3.0/24".parse().unwrap(), Some("fd4e:9a1c::/64".parse().unwrap()));
+        assert_eq!(check_overlap(&pool, &[local("100.77.4.0/24"), local("fd4e:9a1d::/64")]), Ok(()));
+        for (network, key) in
+            [("100.77.3.7/32", "network.ipv4"), ("100.64.0.0/10", "network.ipv4"), ("fd4e:9a1c::/64", "network.ipv6")]
+        {
+            let told = check_overlap(&pool, &[local(network)]).unwrap_err().to_string();
+            assert!(told.contains(network) && told.contains(key) && told.contains("eth7"), "{told}");
         }
     }
 
@@ -337,22 +266,11 @@ mod tests {
         assert!("100.64.0.0/10".parse::<Ipv4Net>().unwrap().contains(&free));
         let beside = choose_ipv4(&[local("100.64.0.0/10")], &mut random).unwrap();
         assert!("10.0.0.0/8".parse::<Ipv4Net>().unwrap().contains(&beside));
-        assert_eq!(
-            choose_ipv4(&[local("100.64.0.0/10"), local("10.0.0.0/8")], &mut random),
-            None
-        );
-        assert!(
-            "fd00::/8"
-                .parse::<Ipv6Net>()
-                .unwrap()
-                .contains(&choose_ipv6(u64::MAX))
-        );
+        assert_eq!(choose_ipv4(&[local("100.64.0.0/10"), local("10.0.0.0/8")], &mut random), None);
+        assert!("fd00::/8".parse::<Ipv6Net>().unwrap().contains(&choose_ipv6(u64::MAX)));
     }
 
     fn local(network: &str) -> LocalNetwork {
-        LocalNetwork {
-            network: network.parse().unwrap(),
-            interface: "eth7".into(),
-        }
+        LocalNetwork { network: network.parse().unwrap(), interface: "eth7".into() }
     }
 }

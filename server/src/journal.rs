@@ -55,10 +55,7 @@ impl Journal {
             Ok(bytes) => serde_json::from_slice(&bytes).ok(),
             Err(_) => None,
         };
-        let mut this = Self {
-            path,
-            entries: Entries::default(),
-        };
+        let mut this = Self { path, entries: Entries::default() };
         let Some(left) = left else {
             return Ok((this, false));
         };
@@ -94,12 +91,8 @@ impl Journal {
         for table in &self.entries.tables {
             nat::remove(table)?;
         }
-        let ours: Vec<Setting> = self
-            .entries
-            .settings
-            .drain(..)
-            .filter(|setting| forwarding::is_ours(&setting.path))
-            .collect();
+        let ours: Vec<Setting> =
+            self.entries.settings.drain(..).filter(|setting| forwarding::is_ours(&setting.path)).collect();
         forwarding::restore(&ours);
         self.entries = Entries::default();
         self.remove();
@@ -107,10 +100,7 @@ impl Journal {
     }
 
     fn write(&self) -> Result<(), JournalError> {
-        let failed = |error| JournalError {
-            path: self.path.clone(),
-            error,
-        };
+        let failed = |error| JournalError { path: self.path.clone(), error };
         let text = serde_json::to_vec(&self.entries).map_err(|error| failed(error.into()))?;
         files::write_private(&self.path, &text).map_err(failed)
     }
@@ -142,12 +132,7 @@ mod tests {
         let victim = folder.path().join("victim");
         fs::write(&victim, "kept").unwrap();
         let (mut journal, _) = Journal::open(folder.path()).unwrap();
-        journal
-            .add(Setting {
-                path: victim.clone(),
-                was: "lost".into(),
-            })
-            .unwrap();
+        journal.add(Setting { path: victim.clone(), was: "lost".into() }).unwrap();
         let (_, undone) = Journal::open(folder.path()).unwrap();
         assert!(undone);
         assert_eq!(fs::read_to_string(victim).unwrap(), "kept");

@@ -5,11 +5,20 @@
 //! the system and undo it; `admin` holds the commands.
 
 pub mod addresses;
+pub mod admin;
+pub mod admit;
 pub mod config;
-pub mod duration;
+pub mod control_socket;
+pub mod conversation;
 pub mod files;
 pub mod forwarding;
+pub mod gateway;
 pub mod interface;
 pub mod journal;
+pub mod log;
 pub mod nat;
 pub mod registry;
+pub mod sessions;
+pub mod settings;
+pub mod state;
+pub mod times;

@@ -10,9 +10,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use nftables::batch::Batch;
-use nftables::expr::{
-    CT, Expression, Meta, MetaKey, NamedExpression, Payload, PayloadField, Prefix,
-};
+use nftables::expr::{CT, Expression, Meta, MetaKey, NamedExpression, Payload, PayloadField, Prefix};
 use nftables::helper::{self, NftablesError};
 use nftables::schema::{Chain, NfListObject, NfObject, Nftables, Rule, Table};
 use nftables::stmt::{Accept, Drop as Deny, Match, Operator, Statement};
@@ -98,94 +96,46 @@ fn apply(table: &str, rules: &Nftables<'_>) -> Result<(), NatError> {
 
 fn refused(table: &str, error: NftablesError) -> NatError {
     match error {
-        NftablesError::NftExecution { inner, .. }
-            if inner.kind() == std::io::ErrorKind::NotFound =>
-        {
-            NatError::Missing
-        }
-        error => NatError::Refused {
-            table: table.to_owned(),
-            error,
-        },
+        NftablesError::NftExecution { inner, .. } if inner.kind() == std::io::ErrorKind::NotFound => NatError::Missing,
+        error => NatError::Refused { table: table.to_owned(), error },
     }
 }
 
 fn ruleset<'a>(table: &'a str, device: &'a str, pool: &Pool, isolation: bool) -> Nftables<'a> {
-    let networks: Vec<IpNet> = [Some(pool.ipv4().into()), pool.ipv6().map(IpNet::from)]
-        .into_iter()
-        .flatten()
-        .collect();
+    let networks: Vec<IpNet> = [Some(pool.ipv4().into()), pool.ipv6().map(IpNet::from)].into_iter().flatten().collect();
     let mut batch = Batch::new();
     batch.add(table_object(table));
     batch.delete(table_object(table));
     batch.add(table_object(table));
 
-    batch.add(chain(
-        table,
-        "forward",
-        NfChainType::Filter,
-        NfHook::Forward,
-        0,
-    ));
+    batch.add(chain(table, "forward", NfChainType::Filter, NfHook::Forward, 0));
     let mut forward = |statements| batch.add(rule(table, "forward", statements));
     if isolation {
-        forward(vec![
-            from(device),
-            to(device),
-            Statement::Drop(Some(Deny {})),
-        ]);
+        forward(vec![from(device), to(device), Statement::Drop(Some(Deny {}))]);
     }
     for network in &networks {
-        forward(vec![
-            from(device),
-            source(*network),
-            Statement::Accept(Some(Accept {})),
-        ]);
+        forward(vec![from(device), source(*network), Statement::Accept(Some(Accept {}))]);
     }
     // Whatever else comes out of the tunnel has a forged source.
     forward(vec![from(device), Statement::Drop(Some(Deny {}))]);
     // Into the tunnel come answers only: clients are not reachable from outside.
-    forward(vec![
-        to(device),
-        answers(),
-        Statement::Accept(Some(Accept {})),
-    ]);
+    forward(vec![to(device), answers(), Statement::Accept(Some(Accept {}))]);
     forward(vec![to(device), Statement::Drop(Some(Deny {}))]);
 
-    batch.add(chain(
-        table,
-        "postrouting",
-        NfChainType::NAT,
-        NfHook::Postrouting,
-        100,
-    ));
+    batch.add(chain(table, "postrouting", NfChainType::NAT, NfHook::Postrouting, 100));
     for network in &networks {
-        let statements = vec![
-            source(*network),
-            not_to(device),
-            Statement::Masquerade(None),
-        ];
+        let statements = vec![source(*network), not_to(device), Statement::Masquerade(None)];
         batch.add(rule(table, "postrouting", statements));
     }
     batch.to_nftables()
 }
 
 fn table_object(name: &str) -> NfListObject<'_> {
-    NfListObject::Table(Table {
-        family: NfFamily::INet,
-        name: name.into(),
-        handle: None,
-    })
+    NfListObject::Table(Table { family: NfFamily::INet, name: name.into(), handle: None })
 }
 
 /// `priority`: 0 is `filter`, 100 is `srcnat` (nft(8), "Standard priority names").
-fn chain<'a>(
-    table: &'a str,
-    name: &'a str,
-    kind: NfChainType,
-    hook: NfHook,
-    priority: i32,
-) -> NfListObject<'a> {
+fn chain<'a>(table: &'a str, name: &'a str, kind: NfChainType, hook: NfHook, priority: i32) -> NfListObject<'a> {
     NfListObject::Chain(Chain {
         family: NfFamily::INet,
         table: table.into(),
@@ -222,11 +172,7 @@ fn not_to(device: &str) -> Statement<'_> {
 
 fn interface(key: MetaKey, op: Operator, device: &str) -> Statement<'_> {
     let left = Expression::Named(NamedExpression::Meta(Meta { key }));
-    Statement::Match(Match {
-        left,
-        op,
-        right: Expression::String(device.into()),
-    })
+    Statement::Match(Match { left, op, right: Expression::String(device.into()) })
 }
 
 fn source<'a>(network: IpNet) -> Statement<'a> {
@@ -234,10 +180,7 @@ fn source<'a>(network: IpNet) -> Statement<'a> {
         IpAddr::V4(_) => "ip",
         IpAddr::V6(_) => "ip6",
     };
-    let field = PayloadField {
-        protocol: protocol.into(),
-        field: "saddr".into(),
-    };
+    let field = PayloadField { protocol: protocol.into(), field: "saddr".into() };
     let address = Expression::String(network.addr().to_string().into());
     Statement::Match(Match {
         left: Expression::Named(NamedExpression::Payload(Payload::PayloadField(field))),
@@ -250,19 +193,12 @@ fn source<'a>(network: IpNet) -> Statement<'a> {
 }
 
 fn answers<'a>() -> Statement<'a> {
-    let state = CT {
-        key: "state".into(),
-        family: None,
-        dir: None,
-    };
+    let state = CT { key: "state".into(), family: None, dir: None };
     Statement::Match(Match {
         left: Expression::Named(NamedExpression::CT(state)),
         op: Operator::IN,
         right: Expression::List(
-            vec!["established".into(), "related".into()]
-                .into_iter()
-                .map(Expression::String)
-                .collect(),
+            vec!["established".into(), "related".into()].into_iter().map(Expression::String).collect(),
         ),
     })
 }

@@ -12,15 +12,14 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use time::OffsetDateTime;
 
-use crate::addresses::{Lease, Pool, PoolFull};
+use culvert_tunnel::filter::Lease;
+
+use crate::addresses::{Pool, PoolFull};
 
 /// A store of users, devices and invitations.
 pub trait Registry: Clone + Send + Sync + 'static {
     /// One value that belongs to the gateway as a whole.
-    fn meta(
-        &self,
-        name: Meta,
-    ) -> impl Future<Output = Result<Option<String>, RegistryError>> + Send;
+    fn meta(&self, name: Meta) -> impl Future<Output = Result<Option<String>, RegistryError>> + Send;
 
     /// Keeps a new invitation; its user comes into being when it is the first.
     fn add_invitation(
@@ -30,10 +29,7 @@ pub trait Registry: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = Result<(), RegistryError>> + Send;
 
     /// The invitation with this id; `None` when this gateway never issued it.
-    fn invitation(
-        &self,
-        id: &[u8],
-    ) -> impl Future<Output = Result<Option<Invitation>, RegistryError>> + Send;
+    fn invitation(&self, id: &[u8]) -> impl Future<Output = Result<Option<Invitation>, RegistryError>> + Send;
 
     /// Withdraws an invitation. False when there is nothing to withdraw: unknown, or withdrawn
     /// before.
@@ -46,10 +42,7 @@ pub trait Registry: Clone + Send + Sync + 'static {
 
     /// Turns one use of an invitation into a device with an address of its own: judges the
     /// invitation again, counts the use, picks the address and adds the device, or none of it.
-    fn enrol(
-        &self,
-        enrolment: &Enrolment<'_>,
-    ) -> impl Future<Output = Result<Device, EnrolError>> + Send;
+    fn enrol(&self, enrolment: &Enrolment<'_>) -> impl Future<Output = Result<Device, EnrolError>> + Send;
 
     /// The device whose public key has this SHA-256 (of the DER SubjectPublicKeyInfo).
     fn device_by_key(
@@ -61,11 +54,7 @@ pub trait Registry: Clone + Send + Sync + 'static {
     fn devices(&self) -> impl Future<Output = Result<Vec<Device>, RegistryError>> + Send;
 
     /// Notes that a device was here.
-    fn saw(
-        &self,
-        device: &str,
-        now: OffsetDateTime,
-    ) -> impl Future<Output = Result<(), RegistryError>> + Send;
+    fn saw(&self, device: &str, now: OffsetDateTime) -> impl Future<Output = Result<(), RegistryError>> + Send;
 }
 
 /// Facts about the gateway that the registry keeps.
@@ -73,6 +62,8 @@ pub trait Registry: Clone + Send + Sync + 'static {
 pub enum Meta {
     /// Random name of this gateway, made once.
     GatewayId,
+    /// The endpoint that `init` was given or found.
+    Endpoint,
     /// The inner IPv4 network that `init` chose.
     Ipv4,
     /// The inner IPv6 network that `init` chose.
@@ -84,6 +75,7 @@ impl Meta {
     pub const fn name(self) -> &'static str {
         match self {
             Self::GatewayId => "gateway_id",
+            Self::Endpoint => "endpoint",
             Self::Ipv4 => "network_ipv4",
             Self::Ipv6 => "network_ipv6",
         }
@@ -122,10 +114,7 @@ impl Invitation {
         if self.cancelled_at.is_some() {
             Err(EnrolError::Cancelled)
         } else if self.uses >= self.uses_allowed {
-            let (at, device) = self
-                .last_use
-                .clone()
-                .unwrap_or((self.created, String::new()));
+            let (at, device) = self.last_use.clone().unwrap_or((self.created, String::new()));
             Err(EnrolError::Used { at, device })
         } else if now >= self.expires {
             Err(EnrolError::Expired { at: self.expires })
@@ -229,9 +218,7 @@ pub enum EnrolError {
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
     /// No room for another page.
-    #[error(
-        "the disk that holds the registry is full; nothing was changed. Free some space and try again"
-    )]
+    #[error("the disk that holds the registry is full; nothing was changed. Free some space and try again")]
     DiskFull,
     /// Somebody else held it for too long.
     #[error("the registry is locked by another process; try again")]
@@ -243,9 +230,7 @@ pub enum RegistryError {
     #[error("the registry was written by a newer culvert-server; run that version")]
     Newer,
     /// It cannot be opened or written.
-    #[error(
-        "the registry cannot be opened or written; check that its files and their folder belong to you"
-    )]
+    #[error("the registry cannot be opened or written; check that its files and their folder belong to you")]
     Denied,
     /// A value in it makes no sense.
     #[error("the registry holds an impossible {0}")]

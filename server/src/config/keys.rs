@@ -49,17 +49,12 @@ pub struct Key {
 impl Key {
     /// The setting of this name, if there is one.
     pub fn find(section: &str, name: &str) -> Option<usize> {
-        KEYS.iter()
-            .position(|key| key.section == section && key.name == name)
+        KEYS.iter().position(|key| key.section == section && key.name == name)
     }
 
     /// The environment variable that sets it.
     pub fn variable(&self) -> String {
-        format!(
-            "{PREFIX}{}__{}",
-            self.section.to_ascii_uppercase(),
-            self.name.to_ascii_uppercase()
-        )
+        format!("{PREFIX}{}__{}", self.section.to_ascii_uppercase(), self.name.to_ascii_uppercase())
     }
 }
 
@@ -86,7 +81,7 @@ keys! {
     address: Text = r#""[::]:443""#, "The one UDP address and port; [::] takes IPv4 too.";
 
     [endpoint]
-    name: Text = r#""""#, "What invitations carry and the certificate holds: host or host:port.";
+    name: Text = r#""""#, "What invitations carry and the certificate holds: host or host:port; empty is what init found.";
     extra_names: List = "[]", "More names or addresses under which clients reach this gateway.";
 
     [network]
@@ -104,7 +99,7 @@ keys! {
     [limits]
     devices_per_user: Number = "5", "0 means no limit.";
     rate: TextOrNumber = r#""0""#, "Per device; 0 means no limit.";
-    handshakes_per_second: Number = "50", "New connections beyond this rate wait or are refused; 0 means no limit.";
+    handshakes_per_second: Number = "50", "New connections beyond this rate are told to wait; 0 means no limit.";
 
     [metrics]
     listen: Text = r#""""#, "Prometheus and health, as address:port; empty is off.";
@@ -121,7 +116,7 @@ keys! {
 
     [tunnel]
     device: Text = r#""culvert0""#, "The interface's name, at most 15 bytes.";
-    shards: TextOrNumber = r#""auto""#, "Threads that carry packets, each with its own queue and socket.";
+    shards: TextOrNumber = r#""auto""#, "Threads that carry packets, each with its own queue and socket; auto is 1.";
     congestion: Text = r#""none""#, "Controller around the datagrams: none, cubic or bbr.";
 
     [auth]

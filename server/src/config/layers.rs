@@ -28,9 +28,7 @@ impl fmt::Display for Value {
             Self::Text(text) => toml_edit::Value::from(text.as_str()),
             Self::Number(number) => toml_edit::Value::from(*number),
             Self::Switch(on) => toml_edit::Value::from(*on),
-            Self::List(items) => {
-                toml_edit::Value::Array(items.iter().map(String::as_str).collect())
-            }
+            Self::List(items) => toml_edit::Value::Array(items.iter().map(String::as_str).collect()),
         };
         write!(f, "{toml}")
     }
@@ -148,41 +146,26 @@ pub struct Layers {
 
 impl Layers {
     /// What holds when nobody says anything.
-    #[expect(
-        clippy::missing_panics_doc,
-        reason = "the defaults are constants that a test parses"
-    )]
+    #[expect(clippy::missing_panics_doc, reason = "the defaults are constants that a test parses")]
     pub fn defaults() -> Self {
         let settings = KEYS.iter().map(|key| {
             let value: toml_edit::Value = key.default.parse().expect("a default is TOML");
-            (
-                take(key, &value).expect("a default has its key's type"),
-                Source::Default,
-            )
+            (take(key, &value).expect("a default has its key's type"), Source::Default)
         });
-        Self {
-            settings: settings.collect(),
-        }
+        Self { settings: settings.collect() }
     }
 
     /// Lays a file over what is there. Later calls win.
     pub fn add_file(&mut self, path: &Path, text: &str) -> Vec<Problem> {
         let place = |span: Option<std::ops::Range<usize>>| {
             let (line, column) = position(text, span.map_or(0, |span| span.start));
-            Source::File {
-                path: path.to_owned(),
-                line,
-                column,
-            }
+            Source::File { path: path.to_owned(), line, column }
         };
         let document = match toml_edit::Document::parse(text) {
             Ok(document) => document,
             Err(error) => {
                 let message = error.message().lines().collect::<Vec<_>>().join(", ");
-                return vec![Problem {
-                    at: place(error.span()),
-                    what: Complaint::Syntax(message),
-                }];
+                return vec![Problem { at: place(error.span()), what: Complaint::Syntax(message) }];
             }
         };
         let mut problems = Vec::new();
@@ -194,21 +177,12 @@ impl Layers {
             let at_section = place(section_key.span().or_else(|| item.span()));
             if !KEYS.iter().any(|key| key.section == section) {
                 let suggestion = suggest(section, KEYS.iter().map(|key| key.section));
-                let what = Complaint::UnknownSection {
-                    name: section.to_owned(),
-                    suggestion,
-                };
-                problems.push(Problem {
-                    at: at_section,
-                    what,
-                });
+                let what = Complaint::UnknownSection { name: section.to_owned(), suggestion };
+                problems.push(Problem { at: at_section, what });
                 continue;
             }
             let Some(table) = item.as_table_like() else {
-                problems.push(Problem {
-                    at: at_section,
-                    what: Complaint::NotASection(section.to_owned()),
-                });
+                problems.push(Problem { at: at_section, what: Complaint::NotASection(section.to_owned()) });
                 continue;
             };
             for (name, _) in table.iter() {
@@ -216,19 +190,13 @@ impl Layers {
                     continue;
                 };
                 let Some(index) = Key::find(section, name) else {
-                    let names = KEYS
-                        .iter()
-                        .filter(|key| key.section == section)
-                        .map(|key| key.name);
+                    let names = KEYS.iter().filter(|key| key.section == section).map(|key| key.name);
                     let what = Complaint::UnknownKey {
                         section: section.to_owned(),
                         name: name.to_owned(),
                         suggestion: suggest(name, names),
                     };
-                    problems.push(Problem {
-                        at: place(name_key.span()),
-                        what,
-                    });
+                    problems.push(Problem { at: place(name_key.span()), what });
                     continue;
                 };
                 let key = &KEYS[index];
@@ -243,10 +211,7 @@ impl Layers {
     }
 
     /// Lays variables over what is there; those without our prefix are none of our business.
-    pub fn add_environment(
-        &mut self,
-        variables: impl IntoIterator<Item = (String, String)>,
-    ) -> Vec<Problem> {
+    pub fn add_environment(&mut self, variables: impl IntoIterator<Item = (String, String)>) -> Vec<Problem> {
         let mut problems = Vec::new();
         for (variable, text) in variables {
             if !variable.starts_with(PREFIX) || variable == CONFIG_VARIABLE {
@@ -256,10 +221,7 @@ impl Layers {
             let Some(index) = KEYS.iter().position(|key| key.variable() == variable) else {
                 let names: Vec<String> = KEYS.iter().map(Key::variable).collect();
                 let suggestion = suggest(&variable, names.iter().map(String::as_str));
-                problems.push(Problem {
-                    at,
-                    what: Complaint::UnknownVariable { suggestion },
-                });
+                problems.push(Problem { at, what: Complaint::UnknownVariable { suggestion } });
                 continue;
             };
             let key = &KEYS[index];
@@ -275,22 +237,12 @@ impl Layers {
     ///
     /// # Panics
     /// For a setting that does not exist: flags are ours.
-    pub fn add_flag(
-        &mut self,
-        flag: &'static str,
-        section: &str,
-        name: &str,
-        text: &str,
-    ) -> Vec<Problem> {
+    pub fn add_flag(&mut self, flag: &'static str, section: &str, name: &str, text: &str) -> Vec<Problem> {
         let index = Key::find(section, name).expect("a flag sets a known key");
         match from_plain_text(KEYS[index].kind, text) {
             Some(value) => self.settings[index] = (value, Source::Flag(flag)),
             None => {
-                return vec![wrong_type(
-                    &KEYS[index],
-                    Source::Flag(flag),
-                    &format!("\"{text}\""),
-                )];
+                return vec![wrong_type(&KEYS[index], Source::Flag(flag), &format!("\"{text}\""))];
             }
         }
         Vec::new()
@@ -308,9 +260,7 @@ impl Layers {
 
     /// Every setting, in the order of [`KEYS`].
     pub fn iter(&self) -> impl Iterator<Item = (&'static Key, &Value, &Source)> {
-        KEYS.iter()
-            .zip(&self.settings)
-            .map(|(key, (value, source))| (key, value, source))
+        KEYS.iter().zip(&self.settings).map(|(key, (value, source))| (key, value, source))
     }
 }
 
@@ -335,10 +285,7 @@ fn take(key: &Key, value: &toml_edit::Value) -> Option<Value> {
         Kind::Number => Value::Number(value.as_integer()?),
         Kind::Switch => Value::Switch(value.as_bool()?),
         Kind::List => {
-            let items = value
-                .as_array()?
-                .iter()
-                .map(|item| item.as_str().map(str::to_owned));
+            let items = value.as_array()?.iter().map(|item| item.as_str().map(str::to_owned));
             Value::List(items.collect::<Option<_>>()?)
         }
     })
@@ -351,10 +298,7 @@ fn from_plain_text(kind: Kind, text: &str) -> Option<Value> {
         Kind::Number => Value::Number(text.trim().parse().ok()?),
         Kind::Switch => Value::Switch(text.trim().parse().ok()?),
         Kind::List => {
-            let items = text
-                .split(',')
-                .map(str::trim)
-                .filter(|item| !item.is_empty());
+            let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
             Value::List(items.map(str::to_owned).collect())
         }
     })
@@ -374,10 +318,7 @@ fn suggest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<
 fn position(text: &str, offset: usize) -> (usize, usize) {
     let before = text.get(..offset).unwrap_or(text);
     let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-    (
-        before.matches('\n').count() + 1,
-        before[line_start..].chars().count() + 1,
-    )
+    (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
 }
 
 #[cfg(test)]
@@ -399,10 +340,7 @@ mod tests {
             complaints("[netwerk]\nipv4 = \"10.1.0.0/24\"\n"),
             [r#"gw.toml:1:2: unknown section [netwerk]; did you mean "network"?"#]
         );
-        assert_eq!(
-            complaints("[log]\nzzz = 1\n"),
-            [r#"gw.toml:2:1: unknown key "zzz" in [log]"#]
-        );
+        assert_eq!(complaints("[log]\nzzz = 1\n"), [r#"gw.toml:2:1: unknown key "zzz" in [log]"#]);
     }
 
     #[test]
@@ -415,10 +353,7 @@ mod tests {
             complaints("[push]\ndns = [1]\n"),
             [r#"gw.toml:2:7: push.dns must be a list of strings, such as ["a", "b"], not array"#]
         );
-        assert_eq!(
-            complaints("log = 3\n"),
-            [r#"gw.toml:1:1: "log" is a section; write [log] and its keys below"#]
-        );
+        assert_eq!(complaints("log = 3\n"), [r#"gw.toml:1:1: "log" is a section; write [log] and its keys below"#]);
     }
 
     #[test]
@@ -430,13 +365,8 @@ mod tests {
     #[test]
     fn an_unknown_variable_is_an_error_and_a_foreign_one_is_not() {
         let mut layers = Layers::defaults();
-        let variables = [
-            ("CULVERT_SERVER_LOG__LEVLE", "debug"),
-            ("PATH", "/bin"),
-            (CONFIG_VARIABLE, "/x"),
-        ];
-        let problems = layers
-            .add_environment(variables.map(|(name, text)| (name.to_owned(), text.to_owned())));
+        let variables = [("CULVERT_SERVER_LOG__LEVLE", "debug"), ("PATH", "/bin"), (CONFIG_VARIABLE, "/x")];
+        let problems = layers.add_environment(variables.map(|(name, text)| (name.to_owned(), text.to_owned())));
         let told: Vec<String> = problems.iter().map(ToString::to_string).collect();
         assert_eq!(
             told,
@@ -450,40 +380,16 @@ mod tests {
     #[test]
     fn later_layers_win_and_each_value_knows_where_it_came_from() {
         let mut layers = Layers::defaults();
-        assert!(
-            layers
-                .add_file(
-                    Path::new("a.toml"),
-                    "[log]\nlevel = \"warn\"\nformat = \"json\"\n"
-                )
-                .is_empty()
-        );
-        assert!(
-            layers
-                .add_file(Path::new("b.toml"), "[log]\nlevel = \"debug\"\n")
-                .is_empty()
-        );
-        let variable = (
-            "CULVERT_SERVER_PUSH__DNS".to_owned(),
-            "10.0.0.1, 10.0.0.2".to_owned(),
-        );
+        assert!(layers.add_file(Path::new("a.toml"), "[log]\nlevel = \"warn\"\nformat = \"json\"\n").is_empty());
+        assert!(layers.add_file(Path::new("b.toml"), "[log]\nlevel = \"debug\"\n").is_empty());
+        let variable = ("CULVERT_SERVER_PUSH__DNS".to_owned(), "10.0.0.1, 10.0.0.2".to_owned());
         assert!(layers.add_environment([variable]).is_empty());
-        assert!(
-            layers
-                .add_flag("--state-dir", "state", "dir", "/tmp/s")
-                .is_empty()
-        );
+        assert!(layers.add_flag("--state-dir", "state", "dir", "/tmp/s").is_empty());
 
         let (_, value, source) = layers.get("log", "level");
-        assert_eq!(
-            (value, source.to_string()),
-            (&Value::Text("debug".into()), "b.toml:2:9".into())
-        );
+        assert_eq!((value, source.to_string()), (&Value::Text("debug".into()), "b.toml:2:9".into()));
         assert_eq!(layers.get("log", "format").2.to_string(), "a.toml:3:10");
-        assert_eq!(
-            layers.get("push", "dns").1,
-            &Value::List(vec!["10.0.0.1".into(), "10.0.0.2".into()])
-        );
+        assert_eq!(layers.get("push", "dns").1, &Value::List(vec!["10.0.0.1".into(), "10.0.0.2".into()]));
         assert_eq!(layers.get("state", "dir").2, &Source::Flag("--state-dir"));
         assert_eq!(layers.get("network", "isolation").2, &Source::Default);
     }

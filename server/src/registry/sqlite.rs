@@ -12,8 +12,7 @@ use std::time::Duration;
 
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow,
-    SqliteSynchronous,
+    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
 };
 use sqlx::{Row, Sqlite, Transaction};
 use time::OffsetDateTime;
@@ -80,9 +79,7 @@ impl SqliteRegistry {
             .await
             .map_err(from_sqlx)?;
         MIGRATIONS.run(&pool).await.map_err(|error| match error {
-            MigrateError::VersionMissing(_) | MigrateError::VersionTooNew(..) => {
-                RegistryError::Newer
-            }
+            MigrateError::VersionMissing(_) | MigrateError::VersionTooNew(..) => RegistryError::Newer,
             MigrateError::Execute(error) => from_sqlx(error),
             other => RegistryError::Other(other.into()),
         })?;
@@ -95,10 +92,7 @@ impl SqliteRegistry {
     }
 
     async fn begin(&self) -> Result<Transaction<'static, Sqlite>, RegistryError> {
-        self.pool
-            .begin_with("BEGIN IMMEDIATE")
-            .await
-            .map_err(from_sqlx)
+        self.pool.begin_with("BEGIN IMMEDIATE").await.map_err(from_sqlx)
     }
 }
 
@@ -111,20 +105,14 @@ impl Registry for SqliteRegistry {
             .map_err(from_sqlx)
     }
 
-    async fn add_invitation(
-        &self,
-        invitation: &Invitation,
-        actor: &str,
-    ) -> Result<(), RegistryError> {
+    async fn add_invitation(&self, invitation: &Invitation, actor: &str) -> Result<(), RegistryError> {
         let mut transaction = self.begin().await?;
-        sqlx::query(
-            "INSERT INTO users (name, created) VALUES (?, ?) ON CONFLICT (name) DO NOTHING",
-        )
-        .bind(&invitation.user)
-        .bind(invitation.created.unix_timestamp())
-        .execute(&mut *transaction)
-        .await
-        .map_err(from_sqlx)?;
+        sqlx::query("INSERT INTO users (name, created) VALUES (?, ?) ON CONFLICT (name) DO NOTHING")
+            .bind(&invitation.user)
+            .bind(invitation.created.unix_timestamp())
+            .execute(&mut *transaction)
+            .await
+            .map_err(from_sqlx)?;
         sqlx::query(
             "INSERT INTO invitations (id, key, user, uses_allowed, uses, created, expires, cancelled_at)
              VALUES (?, ?, (SELECT id FROM users WHERE name = ?), ?, ?, ?, ?, ?)",
@@ -140,32 +128,16 @@ impl Registry for SqliteRegistry {
         .execute(&mut *transaction)
         .await
         .map_err(from_sqlx)?;
-        record(
-            &mut transaction,
-            invitation.created,
-            "invite",
-            actor,
-            &invitation.user,
-        )
-        .await?;
+        record(&mut transaction, invitation.created, "invite", actor, &invitation.user).await?;
         transaction.commit().await.map_err(from_sqlx)
     }
 
     async fn invitation(&self, id: &[u8]) -> Result<Option<Invitation>, RegistryError> {
-        let row = sqlx::query(INVITATION)
-            .bind(id)
-            .fetch_optional(&self.pool)
-            .await
-            .map_err(from_sqlx)?;
+        let row = sqlx::query(INVITATION).bind(id).fetch_optional(&self.pool).await.map_err(from_sqlx)?;
         row.map(|row| invitation(&row)).transpose()
     }
 
-    async fn cancel_invitation(
-        &self,
-        id: &[u8],
-        now: OffsetDateTime,
-        actor: &str,
-    ) -> Result<bool, RegistryError> {
+    async fn cancel_invitation(&self, id: &[u8], now: OffsetDateTime, actor: &str) -> Result<bool, RegistryError> {
         let mut transaction = self.begin().await?;
         let user: Option<String> = sqlx::query_scalar(
             "UPDATE invitations SET cancelled_at = ? WHERE id = ? AND cancelled_at IS NULL
@@ -194,12 +166,7 @@ impl Registry for SqliteRegistry {
         };
         let invitation = invitation(&row)?;
         invitation.judge(enrolment.now)?;
-        check_limit(
-            &mut transaction,
-            &invitation.user,
-            enrolment.devices_per_user,
-        )
-        .await?;
+        check_limit(&mut transaction, &invitation.user, enrolment.devices_per_user).await?;
         let known: Option<i64> = sqlx::query_scalar("SELECT 1 FROM devices WHERE spki_sha256 = ?")
             .bind(enrolment.spki_sha256.as_slice())
             .fetch_optional(&mut *transaction)
@@ -235,14 +202,7 @@ impl Registry for SqliteRegistry {
             .execute(&mut *transaction)
             .await
             .map_err(from_sqlx)?;
-        record(
-            &mut transaction,
-            enrolment.now,
-            "enrol_ok",
-            &device.user,
-            &device.id,
-        )
-        .await?;
+        record(&mut transaction, enrolment.now, "enrol_ok", &device.user, &device.id).await?;
         transaction.commit().await.map_err(from_sqlx)?;
         Ok(device)
     }
@@ -281,8 +241,7 @@ impl Registry for SqliteRegistry {
     }
 }
 
-const INVITATION: &str =
-    "SELECT invitations.*, users.name AS user_name, invitation_uses.at AS used_at,
+const INVITATION: &str = "SELECT invitations.*, users.name AS user_name, invitation_uses.at AS used_at,
         devices.name AS used_by
     FROM invitations JOIN users ON users.id = invitations.user
     LEFT JOIN invitation_uses ON invitation_uses.invitation = invitations.id
@@ -303,27 +262,13 @@ async fn check_limit(
     .fetch_one(&mut **transaction)
     .await
     .map_err(from_sqlx)?;
-    if devices >= i64::from(limit) {
-        Err(EnrolError::Limit { limit })
-    } else {
-        Ok(())
-    }
+    if devices >= i64::from(limit) { Err(EnrolError::Limit { limit }) } else { Ok(()) }
 }
 
-async fn taken(
-    transaction: &mut Transaction<'static, Sqlite>,
-) -> Result<HashSet<Ipv4Addr>, RegistryError> {
-    let texts: Vec<String> = sqlx::query_scalar("SELECT ipv4 FROM devices")
-        .fetch_all(&mut **transaction)
-        .await
-        .map_err(from_sqlx)?;
-    texts
-        .iter()
-        .map(|text| {
-            text.parse()
-                .map_err(|_| RegistryError::Impossible("address"))
-        })
-        .collect()
+async fn taken(transaction: &mut Transaction<'static, Sqlite>) -> Result<HashSet<Ipv4Addr>, RegistryError> {
+    let texts: Vec<String> =
+        sqlx::query_scalar("SELECT ipv4 FROM devices").fetch_all(&mut **transaction).await.map_err(from_sqlx)?;
+    texts.iter().map(|text| text.parse().map_err(|_| RegistryError::Impossible("address"))).collect()
 }
 
 /// `wanted`, or `wanted-2`, `wanted-3` and so on when the user has such a device.
@@ -348,10 +293,7 @@ async fn free_name(
     Ok(name)
 }
 
-async fn insert(
-    transaction: &mut Transaction<'static, Sqlite>,
-    device: &Device,
-) -> Result<(), RegistryError> {
+async fn insert(transaction: &mut Transaction<'static, Sqlite>, device: &Device) -> Result<(), RegistryError> {
     sqlx::query(
         "INSERT INTO devices (id, user, name, spki_sha256, serial, not_after, ipv4, ipv6, created)
          VALUES (?, (SELECT id FROM users WHERE name = ?), ?, ?, ?, ?, ?, ?, ?)",
@@ -413,20 +355,11 @@ fn device(row: &SqliteRow) -> Result<Device, RegistryError> {
         id: text("id")?,
         user: text("user_name")?,
         name: text("name")?,
-        spki_sha256: spki
-            .try_into()
-            .map_err(|_| RegistryError::Impossible("key hash"))?,
+        spki_sha256: spki.try_into().map_err(|_| RegistryError::Impossible("key hash"))?,
         serial: text("serial")?,
         not_after: when(row.try_get("not_after").map_err(from_sqlx)?)?,
-        ipv4: text("ipv4")?
-            .parse()
-            .map_err(|_| RegistryError::Impossible("address"))?,
-        ipv6: ipv6
-            .map(|ipv6| {
-                ipv6.parse()
-                    .map_err(|_| RegistryError::Impossible("address"))
-            })
-            .transpose()?,
+        ipv4: text("ipv4")?.parse().map_err(|_| RegistryError::Impossible("address"))?,
+        ipv6: ipv6.map(|ipv6| ipv6.parse().map_err(|_| RegistryError::Impossible("address"))).transpose()?,
         created: when(row.try_get("created").map_err(from_sqlx)?)?,
         last_seen: maybe_when(row.try_get("last_seen").map_err(from_sqlx)?)?,
         revoked_at: maybe_when(row.try_get("revoked_at").map_err(from_sqlx)?)?,
@@ -453,9 +386,7 @@ mod result_code {
 
 fn from_sqlx(error: sqlx::Error) -> RegistryError {
     let code = match &error {
-        sqlx::Error::Database(database) => {
-            database.code().and_then(|code| code.parse::<u32>().ok())
-        }
+        sqlx::Error::Database(database) => database.code().and_then(|code| code.parse::<u32>().ok()),
         sqlx::Error::PoolTimedOut => Some(result_code::BUSY),
         _ => None,
     };
@@ -470,9 +401,7 @@ fn from_sqlx(error: sqlx::Error) -> RegistryError {
 
 fn from_io(error: &std::io::Error) -> RegistryError {
     match error.kind() {
-        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
-            RegistryError::DiskFull
-        }
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => RegistryError::DiskFull,
         _ => RegistryError::Denied,
     }
 }
