@@ -1,7 +1,7 @@
 //! What the gateway changes on its host, in a network namespace of the test's own: nftables,
 //! sysctls, addresses. Each test runs again as a child inside `unshare`.
 
-use std::process::Command;
+mod namespace;
 
 use culvert_server::addresses::Pool;
 use culvert_server::forwarding::Forwarding;
@@ -9,6 +9,7 @@ use culvert_server::interface::{Netlink, check_overlap};
 use culvert_server::journal::Journal;
 use culvert_server::nat::{self, Nat};
 use futures_util::TryStreamExt;
+use namespace::in_a_namespace;
 use nftables::helper::{DEFAULT_NFT, get_current_ruleset_with_args};
 use nftables::schema::{NfListObject, NfObject};
 use rtnetlink::LinkVeth;
@@ -94,24 +95,6 @@ fn the_interface_gets_both_addresses_and_an_overlap_is_seen() {
             assert!(link.attributes.contains(&LinkAttribute::Mtu(1400)), "{:?}", link.attributes);
         });
     });
-}
-
-/// Runs `body` in a network namespace where this process is root, and fails when it fails.
-fn in_a_namespace(test: &str, body: impl FnOnce()) {
-    const CHILD: &str = "CULVERT_TEST_CHILD";
-    if std::env::var_os(CHILD).is_some() {
-        return body();
-    }
-    let output = Command::new("unshare")
-        .args(["--map-root-user", "--net", "--mount", "--"])
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", test, "--nocapture", "--test-threads=1"])
-        .env(CHILD, "1")
-        .output()
-        .expect("unshare(1) is there");
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));
-    assert!(text(&output.stdout).contains("1 passed"), "{}", text(&output.stdout));
 }
 
 fn pool() -> Pool {
