@@ -541,7 +541,10 @@ mod tests {
             it.give(Input::Connect);
             let mut attempts = 0;
             for _ in 0..200 {
-                let actions = it.expire();
+                let mut actions = it.expire();
+                if actions.contains(&Action::Inspect) {
+                    actions.extend(it.give(Input::Counters(Counters::default())));
+                }
                 attempts += actions.iter().filter(|action| **action == Action::Attempt).count();
             }
             prop_assert!(attempts > 10, "{attempts} attempts, {:?}", it.supervisor);

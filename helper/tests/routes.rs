@@ -203,7 +203,8 @@ fn in_namespace(test: impl AsyncFnOnce(&mut Bench) + Send) {
         };
         for command in [
             "link set lo up",
-            "link add lan0 type dummy",
+            "link add lan0 type veth peer name router0",
+            "link set router0 up",
             "link set lan0 up",
             "addr add 192.0.2.2/24 dev lan0",
             "route add default via 192.0.2.1",
