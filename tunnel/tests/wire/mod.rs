@@ -22,14 +22,10 @@ use culvert_tunnel::transport::{ClientTransport, ServerTransport, Tuning};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::sync::oneshot;
 
-pub const CLIENT: Lease = Lease {
-    ipv4: Ipv4Addr::new(100, 77, 3, 9),
-    ipv6: Some(Ipv6Addr::new(0xfd4e, 0x9a1c, 0, 0, 0, 0, 0, 9)),
-};
-pub const GATEWAY: Lease = Lease {
-    ipv4: Ipv4Addr::new(100, 77, 3, 1),
-    ipv6: Some(Ipv6Addr::new(0xfd4e, 0x9a1c, 0, 0, 0, 0, 0, 1)),
-};
+pub const CLIENT: Lease =
+    Lease { ipv4: Ipv4Addr::new(100, 77, 3, 9), ipv6: Some(Ipv6Addr::new(0xfd4e, 0x9a1c, 0, 0, 0, 0, 0, 9)) };
+pub const GATEWAY: Lease =
+    Lease { ipv4: Ipv4Addr::new(100, 77, 3, 1), ipv6: Some(Ipv6Addr::new(0xfd4e, 0x9a1c, 0, 0, 0, 0, 0, 1)) };
 const NAME: &str = "vpn.example.org";
 
 /// A CA, a gateway leaf for [`NAME`] and a device certificate, as a gateway would issue them.
@@ -184,7 +180,8 @@ impl Pair {
             }
             while let Some(entry) = self.wire.first_entry().filter(|entry| entry.key().0 <= self.now) {
                 let datagram = entry.remove();
-                let Some(to) = [&mut self.client, &mut self.gateway].into_iter().find(|e| e.address == datagram.to) else {
+                let Some(to) = [&mut self.client, &mut self.gateway].into_iter().find(|e| e.address == datagram.to)
+                else {
                     self.strangers += 1;
                     continue;
                 };
@@ -212,7 +209,8 @@ impl Pair {
                     if bytes.len() > self.path_bytes || dice % 100 < self.loss_percent {
                         continue;
                     }
-                    let late = if self.reorder { Duration::from_micros(u64::from(dice % 3000)) } else { Duration::ZERO };
+                    let late =
+                        if self.reorder { Duration::from_micros(u64::from(dice % 3000)) } else { Duration::ZERO };
                     self.sequence += 1;
                     let datagram = Datagram {
                         from: end.address,
