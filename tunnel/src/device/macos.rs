@@ -225,11 +225,8 @@ impl Device for Utun {
 
     fn set_mtu(&mut self, mtu_bytes: u16) -> io::Result<()> {
         self.fit_slots(mtu_bytes);
-        let request = utun::IfreqMtu {
-            name: utun::ifname(&self.name)?,
-            mtu: c_int::from(mtu_bytes),
-            rest_of_union: [0; 12],
-        };
+        let request =
+            utun::IfreqMtu { name: utun::ifname(&self.name)?, mtu: c_int::from(mtu_bytes), rest_of_union: [0; 12] };
         ioctl(&any_socket(libc::AF_INET)?, utun::SIOCSIFMTU, &request)
     }
 }
@@ -322,9 +319,8 @@ fn connect_any_unit(fd: &OwnedFd) -> io::Result<()> {
     }
     let address = utun::SockaddrCtl::any_unit(info.id);
     // SAFETY: `address` is a `sockaddr_ctl` of the length given.
-    let result = unsafe {
-        libc::connect(fd.as_raw_fd(), (&raw const address).cast(), size_of_val(&address) as libc::socklen_t)
-    };
+    let result =
+        unsafe { libc::connect(fd.as_raw_fd(), (&raw const address).cast(), size_of_val(&address) as libc::socklen_t) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 

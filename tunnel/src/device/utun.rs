@@ -3,10 +3,7 @@
 //! Nothing here asks for a Mac, so all of it is compiled and tested on Linux too; `macos` holds the
 //! calls that only Darwin has. Sources: XNU `bsd/net/if_utun.{c,h}`, `bsd/sys/kern_control.h`,
 //! `bsd/netinet/in_var.h`, `bsd/netinet6/in6_var.h`, `bsd/sys/sockio.h`, `bsd/sys/socket_private.h`.
-#![cfg_attr(
-    not(target_os = "macos"),
-    allow(dead_code, reason = "on other systems only the tests below use this file")
-)]
+#![cfg_attr(not(target_os = "macos"), allow(dead_code, reason = "on other systems only the tests below use this file"))]
 
 use std::ffi::{c_char, c_int, c_uint, c_ulong, c_void};
 use std::io::{self, IoSlice, IoSliceMut};
