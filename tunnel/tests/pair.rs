@@ -91,16 +91,18 @@ fn the_inner_mtu_follows_a_shrinking_path_and_traffic_goes_on() {
     pair.run_for(Duration::from_secs(5));
     let before = pair.client_mtu();
     pair.path_bytes = 1300;
+    // Slower than a probe timeout: RFC 9002 section 6.2 restarts it with every packet, so a sender
+    // that never pauses is left to the supervisor's health echo.
     let mut crossed = 0;
-    for _ in 0..600 {
+    for _ in 0..60 {
         let len = pair.client_mtu();
         pair.client_sends(&ipv4(CLIENT.ipv4, Ipv4Addr::new(198, 51, 100, 7), len, true));
-        pair.run_for(Duration::from_millis(20));
+        pair.run_for(Duration::from_millis(200));
         crossed += pair.gateway_host().len();
     }
     let after = pair.client_mtu();
     assert!(after < before, "from {before} to {after}");
-    assert!(crossed > 300, "{crossed} of 600 packets crossed");
+    assert!(crossed > 30, "{crossed} of 60 packets crossed");
     let last = ipv4(CLIENT.ipv4, Ipv4Addr::new(198, 51, 100, 7), after, true);
     pair.client_sends(&last);
     pair.run_for(Duration::from_millis(50));

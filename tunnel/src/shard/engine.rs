@@ -4,7 +4,7 @@
 //! hand-overs come out. The loop in `shard.rs` moves them; a test moves them under a fake clock.
 
 use std::collections::{HashMap, VecDeque};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -287,7 +287,11 @@ impl Engine {
     fn answer_too_big(&mut self, index: usize, packet: &Bytes, header: &Header, mtu_bytes: u16) {
         // The answer comes from the address that was asked for: any other source would fail the
         // host's reverse-path check, and our own is a martian when it arrives on the device.
-        if let Some(answer) = icmp::too_big(packet, header.dst(), mtu_bytes) {
+        let answer = match header.dst() {
+            IpAddr::V4(asked) => icmp::too_big(packet, mtu_bytes, asked, None),
+            IpAddr::V6(asked) => icmp::too_big(packet, mtu_bytes, Ipv4Addr::UNSPECIFIED, Some(asked)),
+        };
+        if let Some(answer) = answer {
             self.to_device.push(answer);
             if let Some(link) = self.links[index].as_mut() {
                 link.too_big_answers += 1;

@@ -81,7 +81,7 @@ pub(crate) struct Link {
     wrote: bool,
     closing: Option<Closing>,
     joiner: Joiner,
-    next_piece: u32,
+    next_piece: u16,
     echo: Option<(u64, Instant)>,
     pub(crate) sent: Flow,
     pub(crate) received: Flow,

@@ -19,17 +19,13 @@ use culvert_tunnel::shard::engine::{Engine, Role};
 use culvert_tunnel::shard::mailbox::{Event, Inspection, LinkId};
 use culvert_tunnel::stats::{LinkStats, ShardStats};
 use culvert_tunnel::transport::{ClientTransport, ServerTransport, Tuning};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::sync::oneshot;
 
-pub const CLIENT: Lease = Lease {
-    ipv4: Ipv4Addr::new(100, 77, 3, 9),
-    ipv6: Some(Ipv6Addr::new(0xfd4e, 0x9a1c, 0, 0, 0, 0, 0, 9)),
-};
-pub const GATEWAY: Lease = Lease {
-    ipv4: Ipv4Addr::new(100, 77, 3, 1),
-    ipv6: Some(Ipv6Addr::new(0xfd4e, 0x9a1c, 0, 0, 0, 0, 0, 1)),
-};
+pub const CLIENT: Lease =
+    Lease { ipv4: Ipv4Addr::new(100, 77, 3, 9), ipv6: Some(Ipv6Addr::new(0xfd4e, 0x9a1c, 0, 0, 0, 0, 0, 9)) };
+pub const GATEWAY: Lease =
+    Lease { ipv4: Ipv4Addr::new(100, 77, 3, 1), ipv6: Some(Ipv6Addr::new(0xfd4e, 0x9a1c, 0, 0, 0, 0, 0, 1)) };
 const NAME: &str = "vpn.example.org";
 
 /// A CA, a gateway leaf for [`NAME`] and a device certificate, as a gateway would issue them.
@@ -44,21 +40,15 @@ pub struct Keys {
 pub fn keys() -> Keys {
     let now = SystemTime::now();
     let authority = Authority::create("Example", now).unwrap();
-    let ca = CertificateDer::from(authority.certificate_der().to_vec());
+    let ca = authority.certificate_der().clone();
     let leaf = authority.issue_server(&[NAME.to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()], now).unwrap();
-    let chain = leaf.chain_der.iter().map(|der| CertificateDer::from(der.to_vec())).collect();
-    let server = ServerTransport::new(&ca, chain, pkcs8(&leaf.key_pkcs8_der), Tuning::default()).unwrap();
+    let server = ServerTransport::new(&ca, leaf.chain().to_vec(), leaf.private_key(), Tuning::default()).unwrap();
 
     let key = DeviceKey::generate().unwrap();
-    let issued = authority.issue_device(&key.csr("test").unwrap(), &DeviceId::random(), now).unwrap();
+    let issued = authority.issue_device(&key.csr("test").unwrap(), DeviceId::generate().unwrap(), now).unwrap();
     let device_chain = vec![CertificateDer::from(issued.der.clone()), ca.clone()];
-    let device_key = pkcs8(&key.to_pkcs8_der());
-    let client = ClientTransport::session(&ca, device_chain.clone(), device_key.clone_key(), Tuning::default()).unwrap();
-    Keys { authority, server, client, device_chain, device_key }
-}
-
-fn pkcs8(der: &[u8]) -> PrivateKeyDer<'static> {
-    PrivatePkcs8KeyDer::from(der.to_vec()).into()
+    let client = ClientTransport::session(&ca, device_chain.clone(), key.private_key(), Tuning::default()).unwrap();
+    Keys { authority, server, client, device_chain, device_key: key.private_key() }
 }
 
 struct End {
@@ -190,7 +180,8 @@ impl Pair {
             }
             while let Some(entry) = self.wire.first_entry().filter(|entry| entry.key().0 <= self.now) {
                 let datagram = entry.remove();
-                let Some(to) = [&mut self.client, &mut self.gateway].into_iter().find(|e| e.address == datagram.to) else {
+                let Some(to) = [&mut self.client, &mut self.gateway].into_iter().find(|e| e.address == datagram.to)
+                else {
                     self.strangers += 1;
                     continue;
                 };
@@ -218,7 +209,8 @@ impl Pair {
                     if bytes.len() > self.path_bytes || dice % 100 < self.loss_percent {
                         continue;
                     }
-                    let late = if self.reorder { Duration::from_micros(u64::from(dice % 3000)) } else { Duration::ZERO };
+                    let late =
+                        if self.reorder { Duration::from_micros(u64::from(dice % 3000)) } else { Duration::ZERO };
                     self.sequence += 1;
                     let datagram = Datagram {
                         from: end.address,
