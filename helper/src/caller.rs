@@ -41,10 +41,7 @@ mod tests {
     #[tokio::test]
     async fn the_kernel_names_this_user() {
         let (ours, _theirs) = UnixStream::pair().unwrap();
-        assert_eq!(
-            Caller::of(&ours).unwrap().uid,
-            rustix::process::geteuid().as_raw()
-        );
+        assert_eq!(Caller::of(&ours).unwrap().uid, rustix::process::geteuid().as_raw());
     }
 
     #[test]

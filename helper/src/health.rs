@@ -49,14 +49,7 @@ pub struct Health {
 impl Health {
     /// A link whose first echo has just come back.
     pub fn new(now: Instant) -> Self {
-        Self {
-            last: Counters::default(),
-            heard: now,
-            waiting: false,
-            missed: 0,
-            busy: false,
-            next: now + BUSY_EVERY,
-        }
+        Self { last: Counters::default(), heard: now, waiting: false, missed: 0, busy: false, next: now + BUSY_EVERY }
     }
 
     /// When to call [`Self::on_timeout`] next.
@@ -72,10 +65,7 @@ impl Health {
 
     /// Looks at the counters; may ask for an echo.
     pub fn on_counters(&mut self, counters: Counters, now: Instant) -> Option<Action> {
-        let (sending, receiving) = (
-            counters.sent > self.last.sent,
-            counters.received > self.last.received,
-        );
+        let (sending, receiving) = (counters.sent > self.last.sent, counters.received > self.last.received);
         self.last = counters;
         self.busy = sending || receiving;
         if receiving {
@@ -147,11 +137,7 @@ mod tests {
                 break;
             }
         }
-        assert!(
-            link.now - died <= Duration::from_secs(5),
-            "{:?}",
-            link.now - died
-        );
+        assert!(link.now - died <= Duration::from_secs(5), "{:?}", link.now - died);
     }
 
     #[test]
@@ -183,12 +169,7 @@ mod tests {
     impl Link {
         fn new() -> Self {
             let now = Instant::now();
-            Self {
-                health: Health::new(now),
-                start: now,
-                now,
-                counters: Counters::default(),
-            }
+            Self { health: Health::new(now), start: now, now, counters: Counters::default() }
         }
 
         /// Lets time pass to the next timeout, with a gateway that answers echoes or not.

@@ -81,18 +81,12 @@ impl Journal {
     /// What the file system says, or that another helper holds the journal.
     pub fn open(dir: &Path) -> io::Result<Self> {
         let path = dir.join("journal");
-        let file = OpenOptions::new()
-            .read(true)
-            .append(true)
-            .create(true)
-            .mode(0o600)
-            .open(&path)?;
+        let file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(&path)?;
         if let Err(error) = file.try_lock() {
             return Err(match error {
-                std::fs::TryLockError::WouldBlock => io::Error::other(format!(
-                    "another helper uses the state directory {}",
-                    dir.display()
-                )),
+                std::fs::TryLockError::WouldBlock => {
+                    io::Error::other(format!("another helper uses the state directory {}", dir.display()))
+                }
                 std::fs::TryLockError::Error(error) => error,
             });
         }
@@ -105,17 +99,8 @@ impl Journal {
                 Err(_) => {}
             }
         }
-        let next = entries
-            .iter()
-            .map(|(Entry(number), _)| number + 1)
-            .max()
-            .unwrap_or(0);
-        let mut journal = Self {
-            path,
-            file,
-            entries,
-            next,
-        };
+        let next = entries.iter().map(|(Entry(number), _)| number + 1).max().unwrap_or(0);
+        let mut journal = Self { path, file, entries, next };
         if !text.is_empty() && !text.ends_with(b"\n") {
             journal.append(b"\n")?; // ends a line that was cut short
         }
@@ -128,10 +113,7 @@ impl Journal {
     /// What the file system says; the change must not be made then.
     pub fn record(&mut self, change: Change) -> io::Result<Entry> {
         let entry = Entry(self.next);
-        self.write(&Line::Made {
-            made: entry,
-            what: change.clone(),
-        })?;
+        self.write(&Line::Made { made: entry, what: change.clone() })?;
         self.next += 1;
         self.entries.push((entry, change));
         Ok(entry)
@@ -186,11 +168,7 @@ mod tests {
         journal.strike(first).unwrap();
         drop(journal);
         let journal = Journal::open(dir.path()).unwrap();
-        let left: Vec<Change> = journal
-            .in_force()
-            .into_iter()
-            .map(|(_, change)| change)
-            .collect();
+        let left: Vec<Change> = journal.in_force().into_iter().map(|(_, change)| change).collect();
         assert_eq!(left, [sysctl("c"), sysctl("b")]);
     }
 
@@ -209,18 +187,12 @@ mod tests {
             let mut journal = Journal::open(dir.path()).unwrap();
             // A line is whole with its last brace; the newline adds nothing.
             let lines = whole[..cut].split_inclusive(|byte| *byte == b'\n');
-            let complete = lines
-                .filter(|line| serde_json::from_slice::<serde_json::Value>(line).is_ok())
-                .count();
+            let complete = lines.filter(|line| serde_json::from_slice::<serde_json::Value>(line).is_ok()).count();
             assert_eq!(journal.in_force().len(), complete, "cut at {cut}");
             journal.record(sysctl("d")).unwrap();
             drop(journal);
             let journal = Journal::open(dir.path()).unwrap();
-            assert_eq!(
-                journal.in_force().len(),
-                complete + 1,
-                "cut at {cut}, then continued"
-            );
+            assert_eq!(journal.in_force().len(), complete + 1, "cut at {cut}, then continued");
         }
     }
 
@@ -245,10 +217,6 @@ mod tests {
     }
 
     fn sysctl(key: &str) -> Change {
-        Change::Sysctl {
-            key: key.into(),
-            was: "0".into(),
-            set: "2".into(),
-        }
+        Change::Sysctl { key: key.into(), was: "0".into(), set: "2".into() }
     }
 }

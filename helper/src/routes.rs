@@ -40,9 +40,7 @@ pub struct Plan {
 impl Plan {
     /// True when all IPv4 traffic goes into the tunnel.
     pub fn is_full_v4(&self) -> bool {
-        self.routes
-            .iter()
-            .any(|net| matches!(net, IpNet::V4(v4) if v4.prefix_len() == 0))
+        self.routes.iter().any(|net| matches!(net, IpNet::V4(v4) if v4.prefix_len() == 0))
     }
 
     /// True when the plan wants all traffic in the tunnel, so that nothing may leak beside it.
@@ -53,10 +51,8 @@ impl Plan {
     /// The destinations that really go in: families that this end has an address for.
     pub fn carried(&self) -> Vec<IpNet> {
         let all = self.routes.iter().chain(&self.networks);
-        let mut nets: Vec<IpNet> = all
-            .filter(|net| matches!(net, IpNet::V4(_)) || self.ipv6.is_some())
-            .map(IpNet::trunc)
-            .collect();
+        let mut nets: Vec<IpNet> =
+            all.filter(|net| matches!(net, IpNet::V4(_)) || self.ipv6.is_some()).map(IpNet::trunc).collect();
         nets.sort();
         nets.dedup();
         nets
@@ -64,11 +60,7 @@ impl Plan {
 
     /// True when IPv6 must be refused at once, lest it leak beside a full tunnel without IPv6.
     pub fn refuses_v6(&self) -> bool {
-        self.is_full()
-            && !self
-                .carried()
-                .iter()
-                .any(|net| matches!(net, IpNet::V6(v6) if v6.prefix_len() == 0))
+        self.is_full() && !self.carried().iter().any(|net| matches!(net, IpNet::V6(v6) if v6.prefix_len() == 0))
     }
 
     /// The first clash between a local network and one behind the gateway: an inner network may
@@ -80,10 +72,7 @@ impl Plan {
             interface: theirs.interface.clone(),
         };
         for theirs in local {
-            if let Some(ours) = self
-                .networks
-                .iter()
-                .find(|net| net.contains(&theirs.net) || theirs.net.contains(*net))
+            if let Some(ours) = self.networks.iter().find(|net| net.contains(&theirs.net) || theirs.net.contains(*net))
             {
                 return Some(clash(ours, theirs));
             }
@@ -155,9 +144,7 @@ impl RouteError {
 
 fn capital(text: &str) -> String {
     let mut chars = text.chars();
-    chars.next().map_or_else(String::new, |first| {
-        first.to_uppercase().chain(chars).collect()
-    })
+    chars.next().map_or_else(String::new, |first| first.to_uppercase().chain(chars).collect())
 }
 
 /// Routes in force until undone. Dropping it undoes them too, and waits for the kernel.
@@ -213,42 +200,19 @@ mod tests {
     #[test]
     fn inner_networks_are_carried_and_nothing_twice() {
         let nets = plan(&["10.0.0.0/8", "100.77.0.0/16"], false).carried();
-        assert_eq!(
-            nets,
-            [
-                "10.0.0.0/8".parse().unwrap(),
-                "100.77.0.0/16".parse().unwrap()
-            ] as [IpNet; 2]
-        );
+        assert_eq!(nets, ["10.0.0.0/8".parse().unwrap(), "100.77.0.0/16".parse().unwrap()] as [IpNet; 2]);
     }
 
     #[test]
     fn a_local_network_that_clashes_is_named() {
         let plan = plan(&["0.0.0.0/0", "192.168.1.0/24", "10.0.0.0/8"], false);
-        let lan = |net: &str| {
-            [LocalNet {
-                net: net.parse().unwrap(),
-                interface: "wlan0".into(),
-            }]
-        };
+        let lan = |net: &str| [LocalNet { net: net.parse().unwrap(), interface: "wlan0".into() }];
         let error = plan.clash(&lan("192.168.1.0/24")).unwrap();
         assert_eq!(error.problem().code, code::OVERLAP);
-        assert!(
-            error.to_string().contains("192.168.1.0/24 on wlan0"),
-            "{error}"
-        );
-        assert!(
-            plan.clash(&lan("100.64.0.0/10")).is_some(),
-            "inside the LAN"
-        );
-        assert!(
-            plan.clash(&lan("100.77.9.0/24")).is_some(),
-            "around the LAN"
-        );
-        assert!(
-            plan.clash(&lan("10.5.0.0/16")).is_none(),
-            "a LAN within a pushed route keeps its addresses"
-        );
+        assert!(error.to_string().contains("192.168.1.0/24 on wlan0"), "{error}");
+        assert!(plan.clash(&lan("100.64.0.0/10")).is_some(), "inside the LAN");
+        assert!(plan.clash(&lan("100.77.9.0/24")).is_some(), "around the LAN");
+        assert!(plan.clash(&lan("10.5.0.0/16")).is_none(), "a LAN within a pushed route keeps its addresses");
         assert!(plan.clash(&lan("172.16.0.0/12")).is_none());
     }
 

@@ -12,9 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use culvert_protocol::{
-    Answer, Ask, Change, Event, FrameReader, Problem, Request, VERSION, code, decode, encode,
-};
+use culvert_protocol::{Answer, Ask, Change, Event, FrameReader, Problem, Request, VERSION, code, decode, encode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
@@ -65,10 +63,7 @@ impl Socket {
     /// # Errors
     /// [`io::ErrorKind::AddrInUse`] when another helper listens there, else what the OS says.
     pub fn bind(path: &Path) -> io::Result<Self> {
-        if let Some(dir) = path
-            .parent()
-            .filter(|dir| !dir.as_os_str().is_empty() && !dir.exists())
-        {
+        if let Some(dir) = path.parent().filter(|dir| !dir.as_os_str().is_empty() && !dir.exists()) {
             DirBuilder::new().recursive(true).mode(0o755).create(dir)?;
         }
         match fs::symlink_metadata(path) {
@@ -88,10 +83,7 @@ impl Socket {
         }
         let listener = UnixListener::bind(path)?;
         fs::set_permissions(path, Permissions::from_mode(0o666))?;
-        Ok(Self {
-            listener,
-            path: path.into(),
-        })
+        Ok(Self { listener, path: path.into() })
     }
 
     /// Accepts callers until the future is dropped; their tasks end with the service.
@@ -123,10 +115,7 @@ impl Drop for Socket {
 
 /// Says one sentence and hangs up, without waiting: a fresh socket's buffer takes it.
 fn turn_away(stream: &UnixStream, problem: Problem) {
-    if let Ok(frame) = encode(&Answer {
-        id: None,
-        event: Event::Error(problem),
-    }) {
+    if let Ok(frame) = encode(&Answer { id: None, event: Event::Error(problem) }) {
         let _ = stream.try_write(&frame);
     }
 }
@@ -141,13 +130,7 @@ async fn converse(stream: UnixStream, shared: Shared, place: OwnedSemaphorePermi
         let sentence = format!("User {} may not control the VPN", caller.uid);
         return turn_away(&stream, Problem::new(code::FORBIDDEN).because(sentence));
     }
-    let mut conversation = Conversation {
-        stream,
-        reader: FrameReader::default(),
-        caller,
-        shared,
-        watching: false,
-    };
+    let mut conversation = Conversation { stream, reader: FrameReader::default(), caller, shared, watching: false };
     if let Err(End::Say(problem)) = conversation.run().await {
         tracing::info!(uid = caller.uid, %problem, "hung up on a caller");
         let _ = conversation.tell(None, Event::Error(problem)).await;
@@ -192,37 +175,15 @@ impl Conversation {
 
     async fn greet(&mut self) -> Result<(), End> {
         match self.next().await? {
-            Ask {
-                id,
-                request:
-                    Request::Hello {
-                        version: VERSION,
-                        client,
-                    },
-            } => {
+            Ask { id, request: Request::Hello { version: VERSION, client } } => {
                 tracing::debug!(uid = self.caller.uid, client = %client.escape_debug(), "a caller");
                 let helper = env!("CARGO_PKG_VERSION").into();
-                self.tell(
-                    Some(id),
-                    Event::Hello {
-                        version: VERSION,
-                        helper,
-                    },
-                )
-                .await
+                self.tell(Some(id), Event::Hello { version: VERSION, helper }).await
             }
-            Ask {
-                id,
-                request: Request::Hello { version, .. },
-            } => {
-                let sentence = format!(
-                    "The helper speaks version {VERSION} of the protocol, the caller version {version}"
-                );
-                self.tell(
-                    Some(id),
-                    Event::Error(Problem::new(code::HELPER_VERSION).because(sentence)),
-                )
-                .await?;
+            Ask { id, request: Request::Hello { version, .. } } => {
+                let sentence =
+                    format!("The helper speaks version {VERSION} of the protocol, the caller version {version}");
+                self.tell(Some(id), Event::Error(Problem::new(code::HELPER_VERSION).because(sentence))).await?;
                 Err(End::Silent)
             }
             _ => Err(rule("Hello comes first, and only once")),
@@ -232,16 +193,8 @@ impl Conversation {
     /// Hands a request to the service and its answer to the caller.
     async fn ask(&mut self, id: u32, request: Request) -> Result<(), End> {
         let (answer, answered) = oneshot::channel();
-        let asked = Asked {
-            request,
-            caller: self.caller,
-            answer,
-        };
-        self.shared
-            .asked
-            .send(asked)
-            .await
-            .map_err(|_| End::Silent)?;
+        let asked = Asked { request, caller: self.caller, answer };
+        self.shared.asked.send(asked).await.map_err(|_| End::Silent)?;
         let event = answered.await.map_err(|_| End::Silent)?;
         self.tell(Some(id), event).await
     }
@@ -249,12 +202,7 @@ impl Conversation {
     /// The caller's next request; tells a watcher what changes meanwhile.
     async fn next(&mut self) -> Result<Ask, End> {
         let mut chunk = [0; 4096];
-        let mut due = Instant::now()
-            + if self.reader.is_partial() {
-                FRAME_WITHIN
-            } else {
-                IDLE_WITHIN
-            };
+        let mut due = Instant::now() + if self.reader.is_partial() { FRAME_WITHIN } else { IDLE_WITHIN };
         loop {
             match self.reader.next_frame() {
                 Ok(Some(frame)) => return decode(&frame).map_err(|error| rule(&error.to_string())),
@@ -292,15 +240,9 @@ impl Conversation {
 }
 
 fn version() -> Event {
-    Event::Version {
-        version: VERSION,
-        helper: env!("CARGO_PKG_VERSION").into(),
-    }
+    Event::Version { version: VERSION, helper: env!("CARGO_PKG_VERSION").into() }
 }
 
 fn rule(sentence: &str) -> End {
-    End::Say(
-        Problem::new(code::BAD_REQUEST)
-            .because(format!("The request cannot be served: {sentence}")),
-    )
+    End::Say(Problem::new(code::BAD_REQUEST).because(format!("The request cannot be served: {sentence}")))
 }

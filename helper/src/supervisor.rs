@@ -129,16 +129,8 @@ pub struct Supervisor {
 impl Supervisor {
     /// At rest.
     pub fn new(enrolled: bool) -> Self {
-        let phase = if enrolled {
-            Phase::Disconnected
-        } else {
-            Phase::NotEnrolled
-        };
-        Self {
-            phase,
-            cause: None,
-            attempts: 0,
-        }
+        let phase = if enrolled { Phase::Disconnected } else { Phase::NotEnrolled };
+        Self { phase, cause: None, attempts: 0 }
     }
 
     /// The state as people and programs are told it.
@@ -146,22 +138,16 @@ impl Supervisor {
         match (&self.phase, &self.cause) {
             (Phase::NotEnrolled, _) => State::NotEnrolled,
             (Phase::Disconnected, _) => State::Disconnected,
-            (Phase::Failed(problem), _) => State::Failed {
-                problem: problem.clone(),
-            },
+            (Phase::Failed(problem), _) => State::Failed { problem: problem.clone() },
             (Phase::Up { since, .. }, _) => State::Connected { since: since.utc },
             (Phase::Undoing { .. }, _) => State::Disconnecting,
             (Phase::Trying { step, .. }, None) => State::Connecting { step: *step },
             (Phase::Probing { .. }, None) => State::Connecting { step: Step::Echo },
-            (Phase::Trying { .. } | Phase::Probing { .. }, Some(cause)) => State::Reconnecting {
-                cause: cause.clone(),
-                attempt: self.attempts,
-                next_at: None,
-            },
+            (Phase::Trying { .. } | Phase::Probing { .. }, Some(cause)) => {
+                State::Reconnecting { cause: cause.clone(), attempt: self.attempts, next_at: None }
+            }
             (Phase::Waiting { until_utc, .. }, cause) => State::Reconnecting {
-                cause: cause
-                    .clone()
-                    .unwrap_or_else(|| Problem::new(code::NO_ANSWER)),
+                cause: cause.clone().unwrap_or_else(|| Problem::new(code::NO_ANSWER)),
                 attempt: self.attempts,
                 next_at: Some(*until_utc),
             },
@@ -175,9 +161,7 @@ impl Supervisor {
             Phase::Probing { deadline, again } => Some(*again.min(deadline)),
             Phase::Waiting { until, .. } => Some(*until),
             Phase::Up { health, .. } => Some(health.poll_timeout()),
-            Phase::NotEnrolled | Phase::Disconnected | Phase::Failed(_) | Phase::Undoing { .. } => {
-                None
-            }
+            Phase::NotEnrolled | Phase::Disconnected | Phase::Failed(_) | Phase::Undoing { .. } => None,
         }
     }
 
@@ -201,9 +185,7 @@ impl Supervisor {
             Input::Ready => self.on_ready(now),
             Input::Echo => self.on_echo(now),
             Input::Counters(counters) => match &mut self.phase {
-                Phase::Up { health, .. } => {
-                    health.on_counters(counters, now.mono).into_iter().collect()
-                }
+                Phase::Up { health, .. } => health.on_counters(counters, now.mono).into_iter().collect(),
                 _ => vec![],
             },
             Input::Lost(cause) => self.on_lost(cause, now, random),
@@ -223,10 +205,7 @@ impl Supervisor {
                 (*failed, *again) = (None, true);
                 vec![]
             }
-            Phase::NotEnrolled
-            | Phase::Trying { .. }
-            | Phase::Probing { .. }
-            | Phase::Up { .. } => vec![],
+            Phase::NotEnrolled | Phase::Trying { .. } | Phase::Probing { .. } | Phase::Up { .. } => vec![],
         }
     }
 
@@ -241,10 +220,7 @@ impl Supervisor {
                 (*failed, *again) = (None, false);
                 vec![]
             }
-            Phase::Trying { .. }
-            | Phase::Probing { .. }
-            | Phase::Waiting { .. }
-            | Phase::Up { .. } => self.undo(None),
+            Phase::Trying { .. } | Phase::Probing { .. } | Phase::Waiting { .. } | Phase::Up { .. } => self.undo(None),
         }
     }
 
@@ -252,21 +228,13 @@ impl Supervisor {
         if !matches!(self.phase, Phase::Trying { .. }) {
             return vec![];
         }
-        self.phase = Phase::Probing {
-            deadline: now.mono + ECHO_WITHIN,
-            again: now.mono + ECHO_AGAIN,
-        };
+        self.phase = Phase::Probing { deadline: now.mono + ECHO_WITHIN, again: now.mono + ECHO_AGAIN };
         vec![Action::Echo]
     }
 
     fn on_echo(&mut self, now: Now) -> Vec<Action> {
         match &mut self.phase {
-            Phase::Probing { .. } => {
-                self.phase = Phase::Up {
-                    since: now,
-                    health: Health::new(now.mono),
-                }
-            }
+            Phase::Probing { .. } => self.phase = Phase::Up { since: now, health: Health::new(now.mono) },
             Phase::Up { health, .. } => health.on_echo(now.mono),
             _ => {}
         }
@@ -290,10 +258,7 @@ impl Supervisor {
         let wait = backoff(self.attempts, random).max(cause.not_before.unwrap_or_default());
         self.cause = Some(cause.problem);
         self.attempts = self.attempts.saturating_add(1);
-        self.phase = Phase::Waiting {
-            until: now.mono + wait,
-            until_utc: now.utc + wait,
-        };
+        self.phase = Phase::Waiting { until: now.mono + wait, until_utc: now.utc + wait };
         vec![Action::Abandon]
     }
 
@@ -315,61 +280,43 @@ impl Supervisor {
         }
         match &mut self.phase {
             Phase::Waiting { .. } => self.attempt(now),
-            Phase::Trying { .. } => {
-                self.on_lost(silent("The attempt to connect took too long"), now, random)
-            }
+            Phase::Trying { .. } => self.on_lost(silent("The attempt to connect took too long"), now, random),
             Phase::Probing { deadline, again } if now.mono < *deadline => {
                 *again = now.mono + ECHO_AGAIN;
                 vec![Action::Echo]
             }
             Phase::Probing { .. } => self.on_lost(
-                silent(
-                    "The gateway accepted this device, but nothing comes back through the tunnel",
-                ),
+                silent("The gateway accepted this device, but nothing comes back through the tunnel"),
                 now,
                 random,
             ),
             Phase::Up { health, .. } => match health.on_timeout(now.mono) {
                 Verdict::Alive(actions) => actions,
-                Verdict::Dead => {
-                    self.on_lost(silent("Nothing comes back through the tunnel"), now, random)
-                }
+                Verdict::Dead => self.on_lost(silent("Nothing comes back through the tunnel"), now, random),
             },
             _ => vec![],
         }
     }
 
     fn attempt(&mut self, now: Now) -> Vec<Action> {
-        self.phase = Phase::Trying {
-            step: Step::Resolve,
-            deadline: now.mono + ATTEMPT_WITHIN,
-        };
+        self.phase = Phase::Trying { step: Step::Resolve, deadline: now.mono + ATTEMPT_WITHIN };
         vec![Action::Attempt]
     }
 
     fn undo(&mut self, failed: Option<Problem>) -> Vec<Action> {
-        self.phase = Phase::Undoing {
-            failed,
-            again: false,
-        };
+        self.phase = Phase::Undoing { failed, again: false };
         vec![Action::Undo]
     }
 }
 
 fn silent(sentence: &str) -> Cause {
-    Cause {
-        problem: Problem::new(code::NO_ANSWER).because(sentence),
-        verdict: false,
-        not_before: None,
-    }
+    Cause { problem: Problem::new(code::NO_ANSWER).because(sentence), verdict: false, not_before: None }
 }
 
 /// Full jitter: anything between nothing and a ceiling that doubles up to [`BACKOFF_LAST`]
 /// (Brooker, "Exponential Backoff And Jitter").
 fn backoff(attempts: u32, random: u64) -> Duration {
-    let ceiling = BACKOFF_FIRST
-        .saturating_mul(1 << attempts.min(16))
-        .min(BACKOFF_LAST);
+    let ceiling = BACKOFF_FIRST.saturating_mul(1 << attempts.min(16)).min(BACKOFF_LAST);
     let ceiling_ms = ceiling.as_millis() as u64;
     Duration::from_millis(random % (ceiling_ms + 1))
 }
@@ -385,12 +332,7 @@ mod tests {
         assert_eq!(it.give(Input::Connect), [Action::Attempt]);
         it.give(Input::Reached(Step::Welcome));
         it.give(Input::Echo); // a stray one
-        assert_eq!(
-            it.state(),
-            State::Connecting {
-                step: Step::Welcome
-            }
-        );
+        assert_eq!(it.state(), State::Connecting { step: Step::Welcome });
         assert_eq!(it.give(Input::Ready), [Action::Echo]);
         assert_eq!(it.state(), State::Connecting { step: Step::Echo });
         it.give(Input::Echo);
@@ -420,11 +362,7 @@ mod tests {
             assert_eq!(it.expire(), [Action::Attempt]);
         }
         let revoked = Problem::new(code::REVOKED);
-        let verdict = Input::Lost(Cause {
-            problem: revoked.clone(),
-            verdict: true,
-            not_before: None,
-        });
+        let verdict = Input::Lost(Cause { problem: revoked.clone(), verdict: true, not_before: None });
         assert_eq!(it.give(verdict), [Action::Undo]);
         assert_eq!(it.state(), State::Disconnecting);
         it.give(Input::Undone);
@@ -467,11 +405,7 @@ mod tests {
         let mut it = Bench::new();
         it.give(Input::Connect);
         let pause = Duration::from_secs(240);
-        it.give(Input::Lost(Cause {
-            problem: Problem::new(code::WAIT),
-            verdict: false,
-            not_before: Some(pause),
-        }));
+        it.give(Input::Lost(Cause { problem: Problem::new(code::WAIT), verdict: false, not_before: Some(pause) }));
         it.expire();
         assert_eq!(it.elapsed(), pause);
     }
@@ -563,33 +497,18 @@ mod tests {
     impl Bench {
         fn new() -> Self {
             let start = Instant::now(); // any instant will do: time is an argument
-            let now = Now {
-                mono: start,
-                utc: Timestamp::UNIX_EPOCH,
-            };
-            Self {
-                supervisor: Supervisor::new(true),
-                start,
-                now,
-                random: 7,
-                undoing: false,
-            }
+            let now = Now { mono: start, utc: Timestamp::UNIX_EPOCH };
+            Self { supervisor: Supervisor::new(true), start, now, random: 7, undoing: false }
         }
 
         fn give(&mut self, input: Input) -> Vec<Action> {
-            self.random = self
-                .random
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1);
+            self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             self.supervisor.handle(input, self.now, self.random)
         }
 
         /// Lets time pass to the next timeout.
         fn expire(&mut self) -> Vec<Action> {
-            self.now.mono = self
-                .supervisor
-                .poll_timeout()
-                .expect("a timeout is pending");
+            self.now.mono = self.supervisor.poll_timeout().expect("a timeout is pending");
             self.give(Input::Timeout)
         }
 
@@ -606,10 +525,7 @@ mod tests {
                 _ => self.now.mono += Duration::from_millis(300),
             }
             let actions = self.give(input);
-            assert!(
-                !(self.undoing && actions.contains(&Action::Undo)),
-                "undone twice"
-            );
+            assert!(!(self.undoing && actions.contains(&Action::Undo)), "undone twice");
             self.undoing |= actions.contains(&Action::Undo);
         }
 
@@ -623,11 +539,7 @@ mod tests {
     }
 
     fn network_cause() -> Input {
-        Input::Lost(Cause {
-            problem: Problem::new(code::NO_ANSWER),
-            verdict: false,
-            not_before: None,
-        })
+        Input::Lost(Cause { problem: Problem::new(code::NO_ANSWER), verdict: false, not_before: None })
     }
 
     fn any_input() -> impl Strategy<Value = Input> {
@@ -640,14 +552,9 @@ mod tests {
             Just(Input::Ready),
             Just(Input::Echo),
             Just(Input::Echo),
-            (0u64..3, 0u64..3)
-                .prop_map(|(sent, received)| Input::Counters(Counters { sent, received })),
+            (0u64..3, 0u64..3).prop_map(|(sent, received)| Input::Counters(Counters { sent, received })),
             Just(network_cause()),
-            Just(Input::Lost(Cause {
-                problem: Problem::new(code::REVOKED),
-                verdict: true,
-                not_before: None
-            })),
+            Just(Input::Lost(Cause { problem: Problem::new(code::REVOKED), verdict: true, not_before: None })),
             Just(Input::Undone),
             Just(Input::Timeout),
             Just(Input::Timeout),

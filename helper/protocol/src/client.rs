@@ -39,10 +39,7 @@ pub enum ClientError {
     #[error("the helper's answer cannot be read: {0}")]
     Frame(#[from] FrameError),
     /// The helper speaks another version.
-    #[error(
-        "the helper {helper} speaks version {theirs}, this program version {}",
-        crate::VERSION
-    )]
+    #[error("the helper {helper} speaks version {theirs}, this program version {}", crate::VERSION)]
     Version {
         /// The helper's version of the protocol.
         theirs: u32,
@@ -58,22 +55,13 @@ impl ClientError {
     /// The same in the catalogue's terms.
     pub fn problem(&self) -> Problem {
         match self {
-            Self::Unreachable { path, error }
-                if error.kind() == io::ErrorKind::PermissionDenied =>
-            {
-                Problem::new(code::FORBIDDEN)
-                    .because(format!("Your user may not open {}", path.display()))
+            Self::Unreachable { path, error } if error.kind() == io::ErrorKind::PermissionDenied => {
+                Problem::new(code::FORBIDDEN).because(format!("Your user may not open {}", path.display()))
             }
-            Self::Unreachable { path, .. } => Problem::new(code::HELPER).because(format!(
-                "The background helper does not answer at {}",
-                path.display()
-            )),
-            Self::Lost(error) => {
-                Problem::new(code::HELPER).because(format!("The helper hung up ({error})"))
-            }
-            Self::Frame(_) | Self::Version { .. } => {
-                Problem::new(code::HELPER_VERSION).because(self.to_string())
-            }
+            Self::Unreachable { path, .. } => Problem::new(code::HELPER)
+                .because(format!("The background helper does not answer at {}", path.display())),
+            Self::Lost(error) => Problem::new(code::HELPER).because(format!("The helper hung up ({error})")),
+            Self::Frame(_) | Self::Version { .. } => Problem::new(code::HELPER_VERSION).because(self.to_string()),
             Self::Refused(problem) => problem.clone(),
         }
     }
@@ -96,33 +84,16 @@ impl Client {
     /// [`ClientError::Unreachable`] when nobody listens, [`ClientError::Refused`] when the helper
     /// does not serve this user, [`ClientError::Version`] when the versions do not fit.
     pub async fn connect(path: &Path, name: &str) -> Result<Self, ClientError> {
-        let unreachable = |error| ClientError::Unreachable {
-            path: path.into(),
-            error,
-        };
+        let unreachable = |error| ClientError::Unreachable { path: path.into(), error };
         let stream = UnixStream::connect(path).await.map_err(unreachable)?;
-        let mut client = Self {
-            stream,
-            reader: FrameReader::default(),
-            held: VecDeque::new(),
-            next_id: 1,
-            helper: String::new(),
-        };
-        let hello = client.request(Request::Hello {
-            version: crate::VERSION,
-            client: name.into(),
-        });
+        let mut client =
+            Self { stream, reader: FrameReader::default(), held: VecDeque::new(), next_id: 1, helper: String::new() };
+        let hello = client.request(Request::Hello { version: crate::VERSION, client: name.into() });
         let silent = |_| ClientError::Lost(io::ErrorKind::TimedOut.into());
         match timeout(HELLO_WITHIN, hello).await.map_err(silent)?? {
-            Event::Hello {
-                version: crate::VERSION,
-                helper,
-            } => client.helper = helper,
+            Event::Hello { version: crate::VERSION, helper } => client.helper = helper,
             Event::Hello { version, helper } => {
-                return Err(ClientError::Version {
-                    theirs: version,
-                    helper,
-                });
+                return Err(ClientError::Version { theirs: version, helper });
             }
             other => {
                 return Err(FrameError::Malformed(format!("{other:?} instead of hello")).into());
@@ -153,14 +124,8 @@ impl Client {
                 (answer, _) => answer?,
             };
             match answer {
-                Answer {
-                    event: Event::Error(problem),
-                    ..
-                } => return Err(ClientError::Refused(problem)),
-                Answer {
-                    id: Some(answered),
-                    event,
-                } if answered == id => return Ok(event),
+                Answer { event: Event::Error(problem), .. } => return Err(ClientError::Refused(problem)),
+                Answer { id: Some(answered), event } if answered == id => return Ok(event),
                 Answer { id: None, event } => self.hold(event),
                 Answer { id: Some(_), .. } => {} // the answer to a request that its caller gave up
             }

@@ -61,8 +61,7 @@ impl FrameReader {
 /// # Errors
 /// [`FrameError::Oversized`] for a message that no peer would take.
 pub fn encode<M: Serialize>(message: &M) -> Result<Vec<u8>, FrameError> {
-    let json =
-        serde_json::to_vec(message).map_err(|error| FrameError::Malformed(error.to_string()))?;
+    let json = serde_json::to_vec(message).map_err(|error| FrameError::Malformed(error.to_string()))?;
     if json.len() > MAX_FRAME {
         return Err(FrameError::Oversized(json.len()));
     }
@@ -89,10 +88,7 @@ mod tests {
     fn an_oversized_frame_is_refused_before_its_body_arrives() {
         let mut reader = FrameReader::default();
         reader.push(&(MAX_FRAME as u32 + 1).to_be_bytes());
-        assert_eq!(
-            reader.next_frame(),
-            Err(FrameError::Oversized(MAX_FRAME + 1))
-        );
+        assert_eq!(reader.next_frame(), Err(FrameError::Oversized(MAX_FRAME + 1)));
     }
 
     #[test]

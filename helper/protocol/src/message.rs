@@ -133,31 +133,17 @@ mod tests {
     fn every_request_survives_the_frame_and_keeps_its_shape() {
         let requests = [
             (
-                Request::Hello {
-                    version: 1,
-                    client: "culvert 0.1.0".into(),
-                },
+                Request::Hello { version: 1, client: "culvert 0.1.0".into() },
                 json!({"type": "hello", "version": 1, "client": "culvert 0.1.0"}),
             ),
             (Request::Status, json!({"type": "status"})),
             (Request::Watch, json!({"type": "watch"})),
             (
-                Request::Enrol {
-                    invitation: "culvert://enrol#x".into(),
-                    device_name: Some("mac".into()),
-                },
+                Request::Enrol { invitation: "culvert://enrol#x".into(), device_name: Some("mac".into()) },
                 json!({"type": "enrol", "invitation": "culvert://enrol#x", "device_name": "mac"}),
             ),
-            (
-                Request::Connect { profile: None },
-                json!({"type": "connect"}),
-            ),
-            (
-                Request::Connect {
-                    profile: Some("acme".into()),
-                },
-                json!({"type": "connect", "profile": "acme"}),
-            ),
+            (Request::Connect { profile: None }, json!({"type": "connect"})),
+            (Request::Connect { profile: Some("acme".into()) }, json!({"type": "connect", "profile": "acme"})),
             (Request::Disconnect, json!({"type": "disconnect"})),
             (Request::Version, json!({"type": "version"})),
         ];
@@ -174,10 +160,7 @@ mod tests {
         let problem = json!({"code": "E104", "word": "no_answer", "cause": no_answer.cause, "hint": no_answer.hint});
         let events = [
             (
-                Event::Hello {
-                    version: 1,
-                    helper: "0.1.0".into(),
-                },
+                Event::Hello { version: 1, helper: "0.1.0".into() },
                 json!({"type": "hello", "version": 1, "helper": "0.1.0"}),
             ),
             (
@@ -190,38 +173,22 @@ mod tests {
                 json!({"type": "enrolled", "profile": "acme", "gateway": "Acme", "device": "anna-mac",
                        "certificate_until": "2026-05-03T09:12:00Z"}),
             ),
+            (Event::Done { changed: false }, json!({"type": "done", "changed": false})),
             (
-                Event::Done { changed: false },
-                json!({"type": "done", "changed": false}),
-            ),
-            (
-                Event::Version {
-                    version: 1,
-                    helper: "0.1.0".into(),
-                },
+                Event::Version { version: 1, helper: "0.1.0".into() },
                 json!({"type": "version", "version": 1, "helper": "0.1.0"}),
             ),
             (
                 Event::Change(Change {
                     at,
                     profile: Some("acme".into()),
-                    state: State::Reconnecting {
-                        cause: no_answer.clone(),
-                        attempt: 3,
-                        next_at: Some(at),
-                    },
+                    state: State::Reconnecting { cause: no_answer.clone(), attempt: 3, next_at: Some(at) },
                 }),
                 json!({"type": "change", "at": "2026-05-03T09:12:00Z", "profile": "acme", "state": "reconnecting",
                        "cause": problem, "attempt": 3, "next_at": "2026-05-03T09:12:00Z"}),
             ),
             (
-                Event::Change(Change {
-                    at,
-                    profile: None,
-                    state: State::Connecting {
-                        step: Step::Handshake,
-                    },
-                }),
+                Event::Change(Change { at, profile: None, state: State::Connecting { step: Step::Handshake } }),
                 json!({"type": "change", "at": "2026-05-03T09:12:00Z", "state": "connecting", "step": "handshake"}),
             ),
         ];
@@ -230,17 +197,8 @@ mod tests {
         }
         let refused = json!({"type": "error", "code": "E104", "word": "no_answer",
                              "cause": no_answer.cause, "hint": no_answer.hint});
-        survives(
-            &Answer {
-                id: Some(2),
-                event: Event::Error(no_answer),
-            },
-            &json!({"id": 2, "event": refused}),
-        );
-        let status = Answer {
-            id: Some(3),
-            event: Event::Status(Box::new(status::sample())),
-        };
+        survives(&Answer { id: Some(2), event: Event::Error(no_answer) }, &json!({"id": 2, "event": refused}));
+        let status = Answer { id: Some(3), event: Event::Status(Box::new(status::sample())) };
         let mut shape = status::sample_json();
         shape["type"] = json!("status");
         survives(&status, &json!({"id": 3, "event": shape}));
@@ -248,8 +206,7 @@ mod tests {
 
     #[test]
     fn an_unknown_request_is_named_in_the_error() {
-        let error = decode::<Ask>(br#"{"id":1,"request":{"type":"run_command","command":"id"}}"#)
-            .unwrap_err();
+        let error = decode::<Ask>(br#"{"id":1,"request":{"type":"run_command","command":"id"}}"#).unwrap_err();
         assert!(error.to_string().contains("run_command"), "{error}");
     }
 

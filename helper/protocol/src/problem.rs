@@ -27,9 +27,7 @@ impl Serialize for Code {
 impl<'de> Deserialize<'de> for Code {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         let text = String::deserialize(from)?;
-        let digits = text
-            .strip_prefix('E')
-            .ok_or_else(|| D::Error::custom("an error code begins with E"))?;
+        let digits = text.strip_prefix('E').ok_or_else(|| D::Error::custom("an error code begins with E"))?;
         digits.parse().map(Self).map_err(D::Error::custom)
     }
 }
@@ -51,12 +49,7 @@ impl Problem {
     /// The problem in the catalogue's own words.
     pub fn new(code: Code) -> Self {
         let entry = Entry::of(code);
-        Self {
-            code,
-            word: entry.word.into(),
-            cause: for_device(entry.cause),
-            hint: for_device(entry.hint),
-        }
+        Self { code, word: entry.word.into(), cause: for_device(entry.cause), hint: for_device(entry.hint) }
     }
 
     /// The same problem with a more exact cause (a whole sentence).
@@ -124,11 +117,7 @@ impl Entry {
 
 /// "this Mac" where that is true; a sentence begins with a capital.
 fn for_device(text: &str) -> String {
-    let device = if cfg!(target_os = "macos") {
-        "this Mac"
-    } else {
-        "this computer"
-    };
+    let device = if cfg!(target_os = "macos") { "this Mac" } else { "this computer" };
     if let Some(rest) = text.strip_prefix("{device}") {
         return format!("T{}{}", &device[1..], rest.replace("{device}", device));
     }
@@ -237,11 +226,7 @@ mod tests {
             assert!(codes.insert(entry.code), "{} twice", entry.code);
             assert!(words.insert(entry.word), "{} twice", entry.word);
             for text in [entry.title, entry.cause, entry.hint] {
-                assert!(
-                    !text.is_empty() && !text.ends_with('.'),
-                    "{}: {text:?}",
-                    entry.code
-                );
+                assert!(!text.is_empty() && !text.ends_with('.'), "{}: {text:?}", entry.code);
             }
             let problem = Problem::new(entry.code);
             assert!(!problem.to_string().contains('{'), "{problem}");
@@ -250,28 +235,15 @@ mod tests {
 
     #[test]
     fn an_error_is_one_line_with_cause_hint_and_code() {
-        let problem = Problem::new(code::NO_ANSWER)
-            .because("No reply from 203.0.113.7:443 for 5 s.")
-            .hint("Wait");
-        assert_eq!(
-            problem.to_string(),
-            "No reply from 203.0.113.7:443 for 5 s. hint: Wait. [E104]"
-        );
+        let problem = Problem::new(code::NO_ANSWER).because("No reply from 203.0.113.7:443 for 5 s.").hint("Wait");
+        assert_eq!(problem.to_string(), "No reply from 203.0.113.7:443 for 5 s. hint: Wait. [E104]");
         assert_eq!(problem.title(), "The gateway does not answer");
-        assert_eq!(
-            Problem::new(code::GOODBYE)
-                .hint("")
-                .to_string()
-                .matches("hint")
-                .count(),
-            0
-        );
+        assert_eq!(Problem::new(code::GOODBYE).hint("").to_string().matches("hint").count(), 0);
     }
 
     #[test]
     fn a_code_of_a_newer_version_keeps_its_number() {
-        let problem: Problem =
-            serde_json::from_str(r#"{"code":"E999","word":"new","cause":"c","hint":"h"}"#).unwrap();
+        let problem: Problem = serde_json::from_str(r#"{"code":"E999","word":"new","cause":"c","hint":"h"}"#).unwrap();
         assert_eq!(problem.code, Code(999));
         assert!(serde_json::from_str::<Code>("\"104\"").is_err());
     }

@@ -43,11 +43,7 @@ pub enum State {
         /// Attempts since the link was last healthy.
         attempt: u32,
         /// When the next one begins; absent while one is under way.
-        #[serde(
-            default,
-            with = "time::serde::rfc3339::option",
-            skip_serializing_if = "Option::is_none"
-        )]
+        #[serde(default, with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none")]
         next_at: Option<Timestamp>,
     },
     /// This machine has no network; connects by itself when one is back.
@@ -235,9 +231,7 @@ pub(crate) fn sample() -> Status {
     use time::macros::datetime;
     Status {
         schema: SCHEMA,
-        state: State::Connected {
-            since: datetime!(2026-05-03 09:12:00 UTC),
-        },
+        state: State::Connected { since: datetime!(2026-05-03 09:12:00 UTC) },
         profile: Some("acme".into()),
         gateway: Some(Gateway {
             name: "Acme".into(),
@@ -245,22 +239,10 @@ pub(crate) fn sample() -> Status {
             remote: Some("203.0.113.7:443".parse().unwrap()),
             seen_as: Some("198.51.100.2:40000".parse().unwrap()),
         }),
-        addresses: vec![
-            "100.77.3.9".parse().unwrap(),
-            "fd4e:9a1c::9".parse().unwrap(),
-        ],
+        addresses: vec!["100.77.3.9".parse().unwrap(), "fd4e:9a1c::9".parse().unwrap()],
         interface: Some("culvert0".into()),
-        protection: Some(Protection {
-            ipv4: true,
-            ipv6: true,
-            dns: true,
-            kill_switch: false,
-        }),
-        path: Some(Path {
-            rtt_ms: 23.0,
-            loss_percent: 0.5,
-            mtu_bytes: 1380,
-        }),
+        protection: Some(Protection { ipv4: true, ipv6: true, dns: true, kill_switch: false }),
+        path: Some(Path { rtt_ms: 23.0, loss_percent: 0.5, mtu_bytes: 1380 }),
         traffic: Some(Traffic {
             received_bytes: 1_200_000_000,
             sent_bytes: 96_000_000,
@@ -268,10 +250,7 @@ pub(crate) fn sample() -> Status {
             sent_packets: 400_000,
             dropped: [("too_big".to_owned(), 2)].into(),
         }),
-        certificate: Some(Certificate {
-            device: "anna-mac".into(),
-            until: datetime!(2026-08-03 00:00:00 UTC),
-        }),
+        certificate: Some(Certificate { device: "anna-mac".into(), until: datetime!(2026-08-03 00:00:00 UTC) }),
         notes: vec!["a note".into()],
         helper: "0.1.0".into(),
     }
@@ -307,16 +286,10 @@ mod tests {
             State::Disconnected,
             State::Connecting { step: Step::Echo },
             State::Connected { since: at },
-            State::Reconnecting {
-                cause: problem.clone(),
-                attempt: 1,
-                next_at: None,
-            },
+            State::Reconnecting { cause: problem.clone(), attempt: 1, next_at: None },
             State::Offline,
             State::PortalSignIn,
-            State::Blocked {
-                cause: problem.clone(),
-            },
+            State::Blocked { cause: problem.clone() },
             State::Failed { problem },
             State::Disconnecting,
             State::Paused,
@@ -352,10 +325,7 @@ mod tests {
             helper: "0.1.0".into(),
         };
         let json = serde_json::to_value(&bare).unwrap();
-        assert_eq!(
-            json,
-            serde_json::json!({"schema": 1, "state": "not_enrolled", "helper": "0.1.0"})
-        );
+        assert_eq!(json, serde_json::json!({"schema": 1, "state": "not_enrolled", "helper": "0.1.0"}));
         assert_eq!(serde_json::from_value::<Status>(json).unwrap(), bare);
     }
 }

@@ -47,19 +47,13 @@ pub(super) fn apply(wanted: &Servers, journal: &mut Journal) -> io::Result<Outco
     let change = ResolverFile {
         path: path.clone(),
         was: before.as_ref().map(|(bytes, _)| BASE64.encode(bytes)),
-        mode: before
-            .as_ref()
-            .map_or(0o644, |(_, meta)| meta.mode() & 0o7777),
+        mode: before.as_ref().map_or(0o644, |(_, meta)| meta.mode() & 0o7777),
         uid: before.as_ref().map_or(0, |(_, meta)| meta.uid()),
         gid: before.as_ref().map_or(0, |(_, meta)| meta.gid()),
         set,
     };
     let entry = journal.record(Change::ResolverFile(change.clone()))?;
-    let guard = DnsGuard {
-        entry,
-        change,
-        undone: false,
-    };
+    let guard = DnsGuard { entry, change, undone: false };
     match write(&guard.change, guard.change.set.as_bytes()) {
         Ok(()) => Ok(Outcome::InForce(guard)),
         Err(error) => {
@@ -98,11 +92,7 @@ fn text(wanted: &Servers, before: Option<&[u8]>) -> String {
     }
     let before = String::from_utf8_lossy(before.unwrap_or_default());
     if wanted.domains.is_empty() {
-        let kept = before.lines().filter(|line| {
-            ["search", "domain"]
-                .iter()
-                .any(|word| is_keyword(line, word))
-        });
+        let kept = before.lines().filter(|line| ["search", "domain"].iter().any(|word| is_keyword(line, word)));
         kept.for_each(|line| text.push_str(&format!("{line}\n")));
     } else {
         text.push_str(&format!("search {}\n", wanted.domains.join(" ")));
@@ -113,8 +103,7 @@ fn text(wanted: &Servers, before: Option<&[u8]>) -> String {
 }
 
 fn is_keyword(line: &str, word: &str) -> bool {
-    line.strip_prefix(word)
-        .is_some_and(|rest| rest.starts_with([' ', '\t']))
+    line.strip_prefix(word).is_some_and(|rest| rest.starts_with([' ', '\t']))
 }
 
 fn temporary(path: &Path) -> std::path::PathBuf {
@@ -125,12 +114,7 @@ fn temporary(path: &Path) -> std::path::PathBuf {
 fn write(change: &ResolverFile, bytes: &[u8]) -> io::Result<()> {
     let temporary = temporary(&change.path);
     let replaced = (|| {
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&temporary)?;
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
         file.write_all(bytes)?;
         chown(&temporary, Some(change.uid), Some(change.gid))?;
         file.set_permissions(Permissions::from_mode(change.mode))?;
@@ -140,12 +124,7 @@ fn write(change: &ResolverFile, bytes: &[u8]) -> io::Result<()> {
     let Err(error) = replaced else { return Ok(()) };
     tracing::debug!(%error, "the resolver file cannot be replaced, so it is written in place");
     let _ = fs::remove_file(&temporary);
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(change.mode)
-        .open(&change.path)?;
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(change.mode).open(&change.path)?;
     file.write_all(bytes)?;
     file.sync_all()
 }
@@ -163,29 +142,15 @@ mod tests {
         fs::set_permissions(&bench.wanted.file, Permissions::from_mode(0o640)).unwrap();
         let before = fs::metadata(&bench.wanted.file).unwrap();
         let mut journal = bench.journal();
-        let Outcome::InForce(guard) = apply(&bench.wanted, &mut journal).unwrap() else {
-            panic!("left alone")
-        };
+        let Outcome::InForce(guard) = apply(&bench.wanted, &mut journal).unwrap() else { panic!("left alone") };
         let text = fs::read_to_string(&bench.wanted.file).unwrap();
-        assert!(
-            text.contains("nameserver 100.77.0.1\nnameserver fd00::1\nsearch acme.example\n"),
-            "{text}"
-        );
+        assert!(text.contains("nameserver 100.77.0.1\nnameserver fd00::1\nsearch acme.example\n"), "{text}");
         guard.undo(&mut journal).unwrap();
         assert_eq!(fs::read(&bench.wanted.file).unwrap(), odd);
         let after = fs::metadata(&bench.wanted.file).unwrap();
-        assert_eq!(
-            (after.mode(), after.uid(), after.gid()),
-            (before.mode(), before.uid(), before.gid())
-        );
+        assert_eq!((after.mode(), after.uid(), after.gid()), (before.mode(), before.uid(), before.gid()));
         assert_eq!(journal.in_force(), []);
-        assert_eq!(
-            fs::read_dir(bench.wanted.file.parent().unwrap())
-                .unwrap()
-                .count(),
-            1,
-            "a file was left behind"
-        );
+        assert_eq!(fs::read_dir(bench.wanted.file.parent().unwrap()).unwrap().count(), 1, "a file was left behind");
     }
 
     #[test]
@@ -193,21 +158,14 @@ mod tests {
         let bench = Bench::new();
         fs::write(&bench.wanted.file, "nameserver 192.0.2.1\n").unwrap();
         let mut journal = bench.journal();
-        let Outcome::InForce(guard) = apply(&bench.wanted, &mut journal).unwrap() else {
-            panic!("left alone")
-        };
+        let Outcome::InForce(guard) = apply(&bench.wanted, &mut journal).unwrap() else { panic!("left alone") };
         let ours = fs::read(&bench.wanted.file).unwrap();
         drop(guard);
         for cut in [ours.len(), ours.len() / 2, 0] {
             fs::write(&bench.wanted.file, &ours[..cut]).unwrap(); // as a kill would leave it
-            let [(_, Change::ResolverFile(change))] = &journal.in_force()[..] else {
-                panic!("not journaled")
-            };
+            let [(_, Change::ResolverFile(change))] = &journal.in_force()[..] else { panic!("not journaled") };
             super::super::undo_leftover(change).unwrap();
-            assert_eq!(
-                fs::read_to_string(&bench.wanted.file).unwrap(),
-                "nameserver 192.0.2.1\n"
-            );
+            assert_eq!(fs::read_to_string(&bench.wanted.file).unwrap(), "nameserver 192.0.2.1\n");
         }
     }
 
@@ -216,15 +174,10 @@ mod tests {
         let bench = Bench::new();
         fs::write(&bench.wanted.file, "nameserver 192.0.2.1\n").unwrap();
         let mut journal = bench.journal();
-        let Outcome::InForce(guard) = apply(&bench.wanted, &mut journal).unwrap() else {
-            panic!("left alone")
-        };
+        let Outcome::InForce(guard) = apply(&bench.wanted, &mut journal).unwrap() else { panic!("left alone") };
         fs::write(&bench.wanted.file, "nameserver 198.51.100.1\n").unwrap();
         guard.undo(&mut journal).unwrap();
-        assert_eq!(
-            fs::read_to_string(&bench.wanted.file).unwrap(),
-            "nameserver 198.51.100.1\n"
-        );
+        assert_eq!(fs::read_to_string(&bench.wanted.file).unwrap(), "nameserver 198.51.100.1\n");
     }
 
     #[test]
@@ -234,14 +187,9 @@ mod tests {
         fs::write(&target, "nameserver 127.0.0.53\n").unwrap();
         std::os::unix::fs::symlink(&target, &bench.wanted.file).unwrap();
         let mut journal = bench.journal();
-        let Outcome::LeftAlone(note) = apply(&bench.wanted, &mut journal).unwrap() else {
-            panic!("changed")
-        };
+        let Outcome::LeftAlone(note) = apply(&bench.wanted, &mut journal).unwrap() else { panic!("changed") };
         assert!(note.contains("stub-resolv.conf"), "{note}");
-        assert_eq!(
-            fs::read_to_string(&target).unwrap(),
-            "nameserver 127.0.0.53\n"
-        );
+        assert_eq!(fs::read_to_string(&target).unwrap(), "nameserver 127.0.0.53\n");
         assert_eq!(journal.in_force(), []);
     }
 
@@ -249,9 +197,7 @@ mod tests {
     fn a_missing_file_is_missing_again_afterwards() {
         let bench = Bench::new();
         let mut journal = bench.journal();
-        let Outcome::InForce(guard) = apply(&bench.wanted, &mut journal).unwrap() else {
-            panic!("left alone")
-        };
+        let Outcome::InForce(guard) = apply(&bench.wanted, &mut journal).unwrap() else { panic!("left alone") };
         assert!(bench.wanted.file.exists());
         guard.undo(&mut journal).unwrap();
         assert!(!bench.wanted.file.exists());
@@ -259,19 +205,9 @@ mod tests {
 
     #[test]
     fn options_of_the_user_are_kept() {
-        let wanted = Servers {
-            file: "x".into(),
-            servers: vec!["192.0.2.9".parse().unwrap()],
-            domains: vec![],
-        };
-        let text = text(
-            &wanted,
-            Some(b"search home.arpa\noptions edns0 trust-ad\nnameserver 10.0.0.1\n"),
-        );
-        assert!(
-            text.ends_with("nameserver 192.0.2.9\nsearch home.arpa\noptions edns0 trust-ad\n"),
-            "{text}"
-        );
+        let wanted = Servers { file: "x".into(), servers: vec!["192.0.2.9".parse().unwrap()], domains: vec![] };
+        let text = text(&wanted, Some(b"search home.arpa\noptions edns0 trust-ad\nnameserver 10.0.0.1\n"));
+        assert!(text.ends_with("nameserver 192.0.2.9\nsearch home.arpa\noptions edns0 trust-ad\n"), "{text}");
     }
 
     struct Bench {

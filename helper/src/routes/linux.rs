@@ -44,21 +44,12 @@ impl Routes {
         if let Some(clash) = plan.clash(&net.local_networks(index).await?) {
             return Err(clash);
         }
-        if !net
-            .routes(AddressFamily::Inet, plan.fwmark)
-            .await?
-            .is_empty()
-            || !net
-                .routes(AddressFamily::Inet6, plan.fwmark)
-                .await?
-                .is_empty()
+        if !net.routes(AddressFamily::Inet, plan.fwmark).await?.is_empty()
+            || !net.routes(AddressFamily::Inet6, plan.fwmark).await?.is_empty()
         {
             return Err(RouteError::TableTaken(plan.fwmark));
         }
-        let mut routes = Self {
-            device: plan.device.clone(),
-            made: Vec::new(),
-        };
+        let mut routes = Self { device: plan.device.clone(), made: Vec::new() };
         if let Err(error) = routes.make(plan, &net, index, journal).await {
             if let Err(second) = routes.undo(journal).await {
                 tracing::error!(error = %second, "what was done could not be undone");
@@ -68,21 +59,12 @@ impl Routes {
         Ok(routes)
     }
 
-    async fn make(
-        &mut self,
-        plan: &Plan,
-        net: &Netlink,
-        index: u32,
-        journal: &mut Journal,
-    ) -> Result<(), RouteError> {
+    async fn make(&mut self, plan: &Plan, net: &Netlink, index: u32, journal: &mut Journal) -> Result<(), RouteError> {
         let v6_here = Path::new("/proc/sys/net/ipv6").exists();
         if v6_here {
             // The interface is ours and takes these with it when it goes.
             let own = format!("net/ipv6/conf/{}", plan.device);
-            write_sysctl(
-                &format!("{own}/disable_ipv6"),
-                if plan.ipv6.is_some() { "0" } else { "1" },
-            )?;
+            write_sysctl(&format!("{own}/disable_ipv6"), if plan.ipv6.is_some() { "0" } else { "1" })?;
             write_sysctl(&format!("{own}/addr_gen_mode"), "1")?; // no link-local address, so no router solicitations
         }
         net.set_link(index, plan.mtu_bytes, true).await?;
@@ -93,34 +75,18 @@ impl Routes {
         if plan.is_full_v4() {
             self.loosen_reverse_path(journal)?;
         }
-        let policy = Change::PolicyRouting {
-            table: plan.fwmark,
-            fwmark: plan.fwmark,
-        };
+        let policy = Change::PolicyRouting { table: plan.fwmark, fwmark: plan.fwmark };
         let entry = journal.record(policy.clone())?;
         self.made.push((entry, policy));
         // Routes before rules: there is no moment in which the rules point to an empty table.
         for destination in plan.carried() {
-            net.add_route(route(
-                destination,
-                RouteType::Unicast,
-                Some(index),
-                plan.fwmark,
-            ))
-            .await?;
+            net.add_route(route(destination, RouteType::Unicast, Some(index), plan.fwmark)).await?;
         }
         for destination in &plan.excluded {
-            net.add_route(route(*destination, RouteType::Throw, None, plan.fwmark))
-                .await?;
+            net.add_route(route(*destination, RouteType::Throw, None, plan.fwmark)).await?;
         }
         if plan.refuses_v6() && v6_here {
-            net.add_route(route(
-                default_v6(),
-                RouteType::Unreachable,
-                None,
-                plan.fwmark,
-            ))
-            .await?;
+            net.add_route(route(default_v6(), RouteType::Unreachable, None, plan.fwmark)).await?;
         }
         for family in families(v6_here) {
             for rule in rules(family, plan.fwmark, plan.fwmark) {
@@ -136,18 +102,11 @@ impl Routes {
         const KEY: &str = "net/ipv4/conf/all/rp_filter";
         let all = read_sysctl(KEY)?;
         let strict_somewhere = all == "1"
-            || (all == "0"
-                && interfaces_v4()?
-                    .iter()
-                    .any(|key| read_sysctl(key).is_ok_and(|value| value == "1")));
+            || (all == "0" && interfaces_v4()?.iter().any(|key| read_sysctl(key).is_ok_and(|value| value == "1")));
         if !strict_somewhere {
             return Ok(());
         }
-        let change = Change::Sysctl {
-            key: KEY.into(),
-            was: all,
-            set: "2".into(),
-        };
+        let change = Change::Sysctl { key: KEY.into(), was: all, set: "2".into() };
         let entry = journal.record(change.clone())?;
         self.made.push((entry, change));
         write_sysctl(KEY, "2")
@@ -177,9 +136,7 @@ impl Drop for Routes {
         }
         let made = std::mem::take(&mut self.made);
         let undone = std::thread::spawn(move || -> Result<(), RouteError> {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()?;
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             for (_, change) in made.iter().rev() {
                 runtime.block_on(undo(change))?;
             }
@@ -237,12 +194,8 @@ fn rules(family: AddressFamily, table: u32, fwmark: u32) -> [RuleMessage; 2] {
     };
     let mut suppress = rule(SUPPRESS_PRIORITY);
     suppress.header.table = RouteHeader::RT_TABLE_MAIN;
-    suppress
-        .attributes
-        .push(RuleAttribute::Table(RouteHeader::RT_TABLE_MAIN.into()));
-    suppress
-        .attributes
-        .push(RuleAttribute::SuppressPrefixLen(0));
+    suppress.attributes.push(RuleAttribute::Table(RouteHeader::RT_TABLE_MAIN.into()));
+    suppress.attributes.push(RuleAttribute::SuppressPrefixLen(0));
     let mut tunnel = rule(TUNNEL_PRIORITY);
     tunnel.header.flags = RuleFlags::Invert;
     tunnel.attributes.push(RuleAttribute::Table(table));
@@ -253,20 +206,16 @@ fn rules(family: AddressFamily, table: u32, fwmark: u32) -> [RuleMessage; 2] {
 
 fn route(destination: IpNet, kind: RouteType, interface: Option<u32>, table: u32) -> RouteMessage {
     let mut route = match destination.trunc() {
-        IpNet::V4(v4) => RouteMessageBuilder::<Ipv4Addr>::new()
-            .destination_prefix(v4.network(), v4.prefix_len())
-            .build(),
-        IpNet::V6(v6) => RouteMessageBuilder::<Ipv6Addr>::new()
-            .destination_prefix(v6.network(), v6.prefix_len())
-            .build(),
+        IpNet::V4(v4) => {
+            RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(v4.network(), v4.prefix_len()).build()
+        }
+        IpNet::V6(v6) => {
+            RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(v6.network(), v6.prefix_len()).build()
+        }
     };
     route.header.kind = kind;
     route.header.protocol = RouteProtocol::Static;
-    route.header.scope = if kind == RouteType::Unicast {
-        RouteScope::Link
-    } else {
-        RouteScope::Universe
-    };
+    route.header.scope = if kind == RouteType::Unicast { RouteScope::Link } else { RouteScope::Universe };
     route.attributes.push(RouteAttribute::Table(table));
     if let Some(index) = interface {
         route.attributes.push(RouteAttribute::Oif(index));
@@ -292,15 +241,9 @@ impl Drop for Netlink {
 
 impl Netlink {
     fn open() -> Result<Self, RouteError> {
-        let opened = new_connection().map_err(|error| RouteError::Kernel {
-            doing: "opening netlink",
-            error,
-        })?;
+        let opened = new_connection().map_err(|error| RouteError::Kernel { doing: "opening netlink", error })?;
         let (connection, handle, _) = opened;
-        Ok(Self {
-            handle,
-            reader: tokio::spawn(connection),
-        })
+        Ok(Self { handle, reader: tokio::spawn(connection) })
     }
 
     async fn index(&self, device: &str) -> Result<u32, RouteError> {
@@ -308,9 +251,7 @@ impl Netlink {
         let gone = || RouteError::NoInterface(device.into());
         match links.try_next().await {
             Ok(link) => Ok(link.ok_or_else(gone)?.header.index),
-            Err(error) if os_error(&error) == Some(rustix::io::Errno::NODEV.raw_os_error()) => {
-                Err(gone())
-            }
+            Err(error) if os_error(&error) == Some(rustix::io::Errno::NODEV.raw_os_error()) => Err(gone()),
             Err(error) => Err(kernel("looking for the interface", &error)),
         }
     }
@@ -318,118 +259,72 @@ impl Netlink {
     async fn set_link(&self, index: u32, mtu_bytes: u16, up: bool) -> Result<(), RouteError> {
         let link = LinkUnspec::new_with_index(index).mtu(mtu_bytes.into());
         let link = if up { link.up() } else { link };
-        self.handle
-            .link()
-            .set(link.build())
-            .execute()
-            .await
-            .map_err(|e| kernel("setting the interface up", &e))
+        self.handle.link().set(link.build()).execute().await.map_err(|e| kernel("setting the interface up", &e))
     }
 
     async fn add_address(&self, index: u32, address: IpAddr) -> Result<(), RouteError> {
         let message = match address {
-            IpAddr::V4(v4) => AddressMessageBuilder::<Ipv4Addr>::new()
-                .index(index)
-                .address(v4, 32)
-                .build(),
+            IpAddr::V4(v4) => AddressMessageBuilder::<Ipv4Addr>::new().index(index).address(v4, 32).build(),
             IpAddr::V6(v6) => {
-                let mut message = AddressMessageBuilder::<Ipv6Addr>::new()
-                    .index(index)
-                    .address(v6, 128)
-                    .build();
+                let mut message = AddressMessageBuilder::<Ipv6Addr>::new().index(index).address(v6, 128).build();
                 // Nobody else is on this link, so there is nothing to detect and no second to wait.
                 message.header.flags = AddressHeaderFlags::Nodad;
-                message
-                    .attributes
-                    .retain(|attribute| !matches!(attribute, AddressAttribute::Broadcast(_)));
+                message.attributes.retain(|attribute| !matches!(attribute, AddressAttribute::Broadcast(_)));
                 message
             }
         };
-        let mut request =
-            self.handle
-                .address()
-                .add(index, address, if address.is_ipv4() { 32 } else { 128 });
+        let mut request = self.handle.address().add(index, address, if address.is_ipv4() { 32 } else { 128 });
         *request.message_mut() = message;
-        request
-            .replace()
-            .execute()
-            .await
-            .map_err(|e| kernel("adding the inner address", &e))
+        request.replace().execute().await.map_err(|e| kernel("adding the inner address", &e))
     }
 
     async fn add_route(&self, route: RouteMessage) -> Result<(), RouteError> {
-        self.handle
-            .route()
-            .add(route)
-            .execute()
-            .await
-            .map_err(|e| kernel("adding a route", &e))
+        self.handle.route().add(route).execute().await.map_err(|e| kernel("adding a route", &e))
     }
 
     /// One that is gone already is no error.
     async fn delete_route(&self, route: RouteMessage) -> Result<(), RouteError> {
-        absent_is_fine(self.handle.route().del(route).execute().await)
-            .map_err(|e| kernel("deleting a route", &e))
+        absent_is_fine(self.handle.route().del(route).execute().await).map_err(|e| kernel("deleting a route", &e))
     }
 
     async fn add_rule(&self, rule: RuleMessage) -> Result<(), RouteError> {
         let mut request = self.handle.rule().add();
         *request.message_mut() = rule;
-        request
-            .execute()
-            .await
-            .map_err(|e| kernel("adding a routing rule", &e))
+        request.execute().await.map_err(|e| kernel("adding a routing rule", &e))
     }
 
     async fn delete_rule(&self, rule: RuleMessage) -> Result<(), RouteError> {
-        absent_is_fine(self.handle.rule().del(rule).execute().await)
-            .map_err(|e| kernel("deleting a routing rule", &e))
+        absent_is_fine(self.handle.rule().del(rule).execute().await).map_err(|e| kernel("deleting a routing rule", &e))
     }
 
     /// The routes of one table. The kernel gives all tables; ours is picked here.
-    async fn routes(
-        &self,
-        family: AddressFamily,
-        table: u32,
-    ) -> Result<Vec<RouteMessage>, RouteError> {
+    async fn routes(&self, family: AddressFamily, table: u32) -> Result<Vec<RouteMessage>, RouteError> {
         let mut filter = RouteMessage::default();
         filter.header.address_family = family;
         let all = collect(self.handle.route().get(filter).execute()).await;
         let all = all.map_err(|error| kernel("reading the routes", &error))?;
-        Ok(all
-            .into_iter()
-            .filter(|route| table_of(route) == table)
-            .collect())
+        Ok(all.into_iter().filter(|route| table_of(route) == table).collect())
     }
 
     /// Networks that the main table reaches by itself, except through our own interface.
     async fn local_networks(&self, ours: u32) -> Result<Vec<LocalNet>, RouteError> {
-        let links = collect(self.handle.link().get().execute())
-            .await
-            .map_err(|e| kernel("reading the interfaces", &e))?;
+        let links =
+            collect(self.handle.link().get().execute()).await.map_err(|e| kernel("reading the interfaces", &e))?;
         let name = |index: u32| {
             let link = links.iter().find(|link| link.header.index == index)?;
-            link.attributes
-                .iter()
-                .find_map(|attribute| match attribute {
-                    LinkAttribute::IfName(name) => Some(name.clone()),
-                    _ => None,
-                })
+            link.attributes.iter().find_map(|attribute| match attribute {
+                LinkAttribute::IfName(name) => Some(name.clone()),
+                _ => None,
+            })
         };
         let mut nets = Vec::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-            for route in self
-                .routes(family, RouteHeader::RT_TABLE_MAIN.into())
-                .await?
-            {
+            for route in self.routes(family, RouteHeader::RT_TABLE_MAIN.into()).await? {
                 let (Some(net), Some(index)) = (destination(&route), interface(&route)) else {
                     continue;
                 };
                 if index != ours && route.header.kind == RouteType::Unicast {
-                    nets.push(LocalNet {
-                        net,
-                        interface: name(index).unwrap_or_else(|| index.to_string()),
-                    });
+                    nets.push(LocalNet { net, interface: name(index).unwrap_or_else(|| index.to_string()) });
                 }
             }
         }
@@ -439,48 +334,32 @@ impl Netlink {
 
 /// The destination, unless the route is a default one or for one link only.
 fn destination(route: &RouteMessage) -> Option<IpNet> {
-    let address = route
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            RouteAttribute::Destination(RouteAddress::Inet(v4)) => Some(IpAddr::V4(*v4)),
-            RouteAttribute::Destination(RouteAddress::Inet6(v6)) => Some(IpAddr::V6(*v6)),
-            _ => None,
-        })?;
+    let address = route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(RouteAddress::Inet(v4)) => Some(IpAddr::V4(*v4)),
+        RouteAttribute::Destination(RouteAddress::Inet6(v6)) => Some(IpAddr::V6(*v6)),
+        _ => None,
+    })?;
     let length = route.header.destination_prefix_length;
-    let for_one_link =
-        matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local() || v6.is_multicast());
-    if length == 0 || for_one_link {
-        None
-    } else {
-        IpNet::new(address, length).ok()
-    }
+    let for_one_link = matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local() || v6.is_multicast());
+    if length == 0 || for_one_link { None } else { IpNet::new(address, length).ok() }
 }
 
 fn interface(route: &RouteMessage) -> Option<u32> {
-    route
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            RouteAttribute::Oif(index) => Some(*index),
-            _ => None,
-        })
+    route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Oif(index) => Some(*index),
+        _ => None,
+    })
 }
 
 fn table_of(route: &RouteMessage) -> u32 {
-    let long = route
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            RouteAttribute::Table(table) => Some(*table),
-            _ => None,
-        });
+    let long = route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Table(table) => Some(*table),
+        _ => None,
+    });
     long.unwrap_or(route.header.table.into())
 }
 
-async fn collect<T>(
-    stream: impl Stream<Item = Result<T, rtnetlink::Error>>,
-) -> Result<Vec<T>, rtnetlink::Error> {
+async fn collect<T>(stream: impl Stream<Item = Result<T, rtnetlink::Error>>) -> Result<Vec<T>, rtnetlink::Error> {
     let mut stream = std::pin::pin!(stream);
     let mut all = Vec::new();
     while let Some(item) = stream.next().await {
@@ -506,20 +385,14 @@ fn os_error(error: &rtnetlink::Error) -> Option<i32> {
 }
 
 fn kernel(doing: &'static str, error: &rtnetlink::Error) -> RouteError {
-    let error = os_error(error).map_or_else(
-        || io::Error::other(error.to_string()),
-        io::Error::from_raw_os_error,
-    );
+    let error = os_error(error).map_or_else(|| io::Error::other(error.to_string()), io::Error::from_raw_os_error);
     RouteError::Kernel { doing, error }
 }
 
 fn read_sysctl(key: &str) -> Result<String, RouteError> {
     let read = fs::read_to_string(Path::new("/proc/sys").join(key));
     read.map(|text| text.trim().to_owned())
-        .map_err(|error| RouteError::Kernel {
-            doing: "reading a kernel parameter",
-            error,
-        })
+        .map_err(|error| RouteError::Kernel { doing: "reading a kernel parameter", error })
 }
 
 /// Writes only what differs: `/proc/sys` is read-only in many containers and often right as it is.
@@ -528,22 +401,12 @@ fn write_sysctl(key: &str, value: &str) -> Result<(), RouteError> {
         return Ok(());
     }
     let written = fs::write(Path::new("/proc/sys").join(key), value);
-    written.map_err(|error| RouteError::Kernel {
-        doing: "setting a kernel parameter",
-        error,
-    })
+    written.map_err(|error| RouteError::Kernel { doing: "setting a kernel parameter", error })
 }
 
 fn interfaces_v4() -> Result<Vec<String>, RouteError> {
-    let entries = fs::read_dir("/proc/sys/net/ipv4/conf").map_err(|error| RouteError::Kernel {
-        doing: "reading the interfaces",
-        error,
-    })?;
-    let names = entries
-        .flatten()
-        .filter_map(|entry| entry.file_name().into_string().ok());
-    Ok(names
-        .filter(|name| name != "default")
-        .map(|name| format!("net/ipv4/conf/{name}/rp_filter"))
-        .collect())
+    let entries = fs::read_dir("/proc/sys/net/ipv4/conf")
+        .map_err(|error| RouteError::Kernel { doing: "reading the interfaces", error })?;
+    let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    Ok(names.filter(|name| name != "default").map(|name| format!("net/ipv4/conf/{name}/rp_filter")).collect())
 }
