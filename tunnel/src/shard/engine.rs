@@ -665,9 +665,7 @@ impl Engine {
     fn read_datagrams(&mut self, now: Instant, index: usize) {
         let Some(link) = self.links[index].as_mut() else { return };
         while let Some(payload) = link.connection.datagrams().recv() {
-            if let Err(why) =
-                take_payload(&self.role, link, now, payload, &mut self.to_device, &mut self.events)
-            {
+            if let Err(why) = take_payload(&self.role, link, now, payload, &mut self.to_device, &mut self.events) {
                 link.dropped_in.count(&why);
             }
         }
