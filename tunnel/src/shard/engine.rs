@@ -264,22 +264,20 @@ impl Engine {
 
     /// A packet that another shard has routed and checked.
     pub fn on_handed_packet(&mut self, id: LinkId, packet: Bytes) {
-        let sent = || -> Result<(usize, Header, Bytes), Dropped> {
-            let header = Header::parse(&packet)?;
+        let found = Header::parse(&packet).and_then(|header| {
             let nobody = Dropped::NoSession { destination: header.dst() };
-            Ok((*self.by_serial.get(&id.serial).ok_or(nobody)?, header, packet.clone()))
-        }();
-        match sent {
-            Ok((index, header, packet)) => {
-                let Some(link) = self.links[index].as_mut() else { return };
-                let max_bytes = link.datagram_bytes();
-                let sent = link.send_packet(packet, &header, max_bytes);
-                self.queue(index);
-                if let Sent::TooBig { mtu_bytes, packet } = sent {
-                    self.answer_too_big(index, &packet, &header, mtu_bytes);
-                }
-            }
-            Err(why) => self.stats.dropped_device.count(&why),
+            Ok((*self.by_serial.get(&id.serial).ok_or(nobody)?, header))
+        });
+        let (index, header) = match found {
+            Ok(found) => found,
+            Err(why) => return self.stats.dropped_device.count(&why),
+        };
+        let Some(link) = self.links[index].as_mut() else { return };
+        let max_bytes = link.datagram_bytes();
+        let sent = link.send_packet(packet, &header, max_bytes);
+        self.queue(index);
+        if let Sent::TooBig { mtu_bytes, packet } = sent {
+            self.answer_too_big(index, &packet, &header, mtu_bytes);
         }
     }
 
