@@ -49,7 +49,7 @@ proptest! {
     #[test]
     fn what_was_split_is_coalesced_into_the_very_same_frame(tcp in tcp(), size in 1u16..1460, segments in 2usize..=64, short in any::<Index>(), push: bool) {
         let len = (size as usize * (segments - 1) + 1 + short.index(size.into())).min(65_535 - tcp.head_len());
-        let payload: Vec<u8> = (0..len).map(|i| (i * 31 >> 3) as u8).collect();
+        let payload: Vec<u8> = (0..len).map(|i| ((i * 31) >> 3) as u8).collect();
         let tcp = Tcp { flags: if push { ACK | PSH } else { ACK }, ..tcp };
         let (header, frame) = tcp.super_packet(&payload, size);
         let mut coalescer = Coalescer::new();
@@ -289,7 +289,7 @@ fn a_buffer_is_used_again_once_its_packets_are_gone() {
     for _ in 0..10 {
         let mut first = None;
         split_into(&mut buffer, &header, &frame, &mut |packet| {
-            _ = first.get_or_insert(packet.as_ptr())
+            _ = first.get_or_insert(packet.as_ptr());
         })
         .unwrap();
         let inside = first.unwrap() as usize - begin as usize;
@@ -391,7 +391,8 @@ fn a_corrupt_ipv4_header_is_not_repaired() {
 
 #[test]
 fn segments_that_differ_in_more_than_their_place_stay_apart() {
-    let changes: [(&str, fn(&mut Tcp)); 9] = [
+    type Change = fn(&mut Tcp);
+    let changes: [(&str, Change); 9] = [
         ("congestion experienced", |tcp| tcp.class ^= 1),
         ("hop limit", |tcp| tcp.hops -= 1),
         ("don't fragment", |tcp| tcp.dont_fragment = false),
@@ -756,7 +757,7 @@ fn payload() -> impl Strategy<Value = Vec<u8>> {
         60_000usize..=65_435
     ];
     (len, any::<u8>())
-        .prop_map(|(len, seed)| (0..len).map(|i| (i * 31 >> 3) as u8 ^ seed).collect())
+        .prop_map(|(len, seed)| (0..len).map(|i| ((i * 31) >> 3) as u8 ^ seed).collect())
 }
 
 /// Several flows at once, with all that can befall a segment.
