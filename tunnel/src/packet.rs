@@ -325,6 +325,11 @@ mod tests {
         assert_eq!(header.ecn(), 1);
         packet[66] = 1;
         assert_eq!(Header::parse(&packet).unwrap().fragment(), Fragment::Later);
+        // What follows a later fragment's header is no header, whatever it says.
+        packet[64] = 60;
+        let later = Header::parse(&packet).unwrap();
+        assert_eq!((later.protocol(), later.header_len()), (60, 72));
+        packet[64] = 6;
         packet[66..68].fill(0);
         assert_eq!(Header::parse(&packet).unwrap().fragment(), Fragment::Whole);
     }

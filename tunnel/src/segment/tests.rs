@@ -459,24 +459,65 @@ fn acknowledgements_and_handshakes_keep_their_place_in_the_flow() {
 
 #[test]
 fn fragments_and_options_of_ip_are_left_alone() {
-    let mut coalescer = Coalescer::new();
-    let mut flow = Tcp::example(true);
-    for _ in 0..3 {
-        let mut fragment = flow.next(&[1; 1000]).to_vec();
-        fragment[6] |= 0x20;
-        coalescer.push(fragment.into());
+    // Each with right checksums, so that only its kind keeps it alone.
+    let changes: [fn(&mut Vec<u8>); 3] = [
+        |packet| packet[6] |= 0x20,
+        |packet| packet[7] |= 1,
+        |packet| {
+            packet[0] = 0x46;
+            packet[3] += 4;
+            packet.splice(20..20, [1, 1, 1, 0]);
+        },
+    ];
+    for change in changes {
+        let mut flow = Tcp::example(true);
+        let mut coalescer = Coalescer::new();
+        for _ in 0..3 {
+            let mut packet = flow.next(&[1; 100]).to_vec();
+            change(&mut packet);
+            packet[10..12].fill(0);
+            let header_len = usize::from(packet[0] & 15) * 4;
+            let sum = !naive::sum(&[&packet[..header_len]]);
+            packet[10..12].copy_from_slice(&sum.to_be_bytes());
+            assert!(whole_packet_is_valid(&packet));
+            coalescer.push(packet.into());
+        }
+        assert_eq!(coalescer.frames().len(), 3);
     }
-    for _ in 0..3 {
-        let mut options = flow.next(&[1; 1000]).to_vec();
-        options[0] = 0x46;
-        coalescer.push(options.into());
-    }
-    assert!(
-        coalescer
-            .frames()
-            .iter()
-            .all(|frame| !frame.header.is_super())
+}
+
+#[test]
+fn a_batch_never_continues_the_one_before() {
+    let (mut flow, mut other) = (
+        Tcp::example(true),
+        Tcp {
+            port: 1,
+            ..Tcp::example(true)
+        },
     );
+    let mut coalescer = Coalescer::new();
+    coalescer.push(flow.next(&[1; 100]));
+    coalescer.push(flow.next(&[1; 100]));
+    coalescer.clear();
+    assert!(coalescer.frames().is_empty());
+    coalescer.push(other.next(&[1; 100]));
+    coalescer.push(flow.next(&[1; 100]));
+    assert_eq!(shapes(&coalescer), [(1, 152), (1, 152)]);
+}
+
+#[test]
+fn a_udp_checksum_of_zero_is_sent_as_all_ones() {
+    let header = VnetHeader {
+        gso_type: VnetHeader::GSO_UDP_L4,
+        gso_size: 2,
+        ..Default::default()
+    };
+    let datagram = &split_all(&header, &udp(true, &[0, 0])).unwrap()[0];
+    // The payload that makes the sum all ones, and its complement zero.
+    let payload = [datagram[26], datagram[27]];
+    let datagram = &split_all(&header, &udp(true, &payload)).unwrap()[0];
+    assert_eq!(datagram[26..28], [0xff, 0xff]);
+    assert!(whole_packet_is_valid(datagram));
 }
 
 #[test]
