@@ -43,7 +43,7 @@ pub fn too_big(
         code: 0,
         word: u32::from(mtu_bytes),
     };
-    answer(original, v4, v6, gateway_v4, gateway_v6)
+    answer(original, &v4, &v6, gateway_v4, gateway_v6)
 }
 
 /// Answers a packet that policy refuses with "administratively prohibited" (RFC 1812 section
@@ -65,7 +65,7 @@ pub fn unreachable(
         code: 1,
         word: 0,
     };
-    answer(original, v4, v6, gateway_v4, gateway_v6)
+    answer(original, &v4, &v6, gateway_v4, gateway_v6)
 }
 
 /// An ICMP message without its quote.
@@ -78,8 +78,8 @@ struct Message {
 
 fn answer(
     original: &[u8],
-    v4: Message,
-    v6: Message,
+    v4: &Message,
+    v6: &Message,
     gateway_v4: Ipv4Addr,
     gateway_v6: Option<Ipv6Addr>,
 ) -> Option<Bytes> {
@@ -88,8 +88,8 @@ fn answer(
         return None;
     }
     match header.src() {
-        IpAddr::V4(to) => Some(answer_v4(original, &v4, gateway_v4, to)),
-        IpAddr::V6(to) => Some(answer_v6(original, &v6, gateway_v6?, to)),
+        IpAddr::V4(to) => Some(answer_v4(original, v4, gateway_v4, to)),
+        IpAddr::V6(to) => Some(answer_v6(original, v6, gateway_v6?, to)),
     }
 }
 
@@ -239,7 +239,7 @@ mod tests {
     #[test]
     fn an_icmp_error_behind_an_extension_header_is_not_answered() {
         assert_silent(&v6(60, 1400, |packet| {
-            packet[40..49].copy_from_slice(&[58, 0, 1, 4, 0, 0, 0, 0, 2])
+            packet[40..49].copy_from_slice(&[58, 0, 1, 4, 0, 0, 0, 0, 2]);
         }));
     }
 
@@ -252,10 +252,10 @@ mod tests {
             [0, 0, 0, 0],
         ] {
             assert_silent(&v4(17, 1400, |packet| {
-                packet[16..20].copy_from_slice(&many)
+                packet[16..20].copy_from_slice(&many);
             }));
             assert_silent(&v4(17, 1400, |packet| {
-                packet[12..16].copy_from_slice(&many)
+                packet[12..16].copy_from_slice(&many);
             }));
         }
         assert_silent(&v4(17, 1400, |packet| packet[12] = 127));
@@ -266,10 +266,10 @@ mod tests {
     #[test]
     fn only_the_first_fragment_is_answered() {
         assert_silent(&v4(17, 1400, |packet| {
-            packet[6..8].copy_from_slice(&[0x20, 0xb9])
+            packet[6..8].copy_from_slice(&[0x20, 0xb9]);
         }));
         assert_silent(&v4(17, 1400, |packet| {
-            packet[6..8].copy_from_slice(&[0, 0xb9])
+            packet[6..8].copy_from_slice(&[0, 0xb9]);
         }));
         assert!(
             too_big(
@@ -281,10 +281,10 @@ mod tests {
             .is_some()
         );
         assert_silent(&v6(44, 1400, |packet| {
-            packet[40..44].copy_from_slice(&[17, 0, 5, 0xa9])
+            packet[40..44].copy_from_slice(&[17, 0, 5, 0xa9]);
         }));
         let first = v6(44, 1400, |packet| {
-            packet[40..44].copy_from_slice(&[17, 0, 0, 1])
+            packet[40..44].copy_from_slice(&[17, 0, 0, 1]);
         });
         assert!(too_big(&first, 1280, GATEWAY_V4, Some(GATEWAY_V6)).is_some());
     }
