@@ -110,7 +110,13 @@ impl Close {
     pub const fn is_verdict(self) -> bool {
         !matches!(
             self,
-            Self::Goodbye | Self::Shutdown | Self::Kicked | Self::Timeout | Self::Internal | Self::PoolFull | Self::Wait
+            Self::Goodbye
+                | Self::Shutdown
+                | Self::Kicked
+                | Self::Timeout
+                | Self::Internal
+                | Self::PoolFull
+                | Self::Wait
         )
     }
 }

@@ -173,27 +173,15 @@ impl Header {
             dont_fragment: true,
             fragment: Fragment::Whole,
         };
-        while matches!(
-            header.protocol,
-            HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION
-        ) && header.fragment != Fragment::Later
+        while matches!(header.protocol, HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION)
+            && header.fragment != Fragment::Later
         {
             let at = usize::from(header.header_len);
-            let Some(&[next, units, high, low]) =
-                packet.get(at..).and_then(|rest| rest.first_chunk::<4>())
-            else {
+            let Some(&[next, units, high, low]) = packet.get(at..).and_then(|rest| rest.first_chunk::<4>()) else {
                 break;
             };
-            let extension_len = if header.protocol == FRAGMENT {
-                8
-            } else {
-                (u16::from(units) + 1) * 8
-            };
-            let Some(end) = header
-                .header_len
-                .checked_add(extension_len)
-                .filter(|end| usize::from(*end) <= len)
-            else {
+            let extension_len = if header.protocol == FRAGMENT { 8 } else { (u16::from(units) + 1) * 8 };
+            let Some(end) = header.header_len.checked_add(extension_len).filter(|end| usize::from(*end) <= len) else {
                 break;
             };
             if header.protocol == FRAGMENT {
@@ -218,10 +206,7 @@ impl Header {
 
     /// The whole packet, in bytes.
     // A packet is never empty.
-    #[allow(
-        clippy::len_without_is_empty,
-        reason = "a packet has at least 20 bytes"
-    )]
+    #[allow(clippy::len_without_is_empty, reason = "a packet has at least 20 bytes")]
     pub fn len(&self) -> usize {
         self.len
     }
@@ -285,25 +270,12 @@ mod tests {
 
     #[test]
     fn an_ipv4_header_is_read() {
-        let mut packet = vec![
-            0x46, 0x03, 0, 30, 0, 1, 0x40, 0, 64, 17, 0, 0, 192, 0, 2, 1, 198, 51, 100, 2, 1, 1, 1,
-            0,
-        ];
+        let mut packet =
+            vec![0x46, 0x03, 0, 30, 0, 1, 0x40, 0, 64, 17, 0, 0, 192, 0, 2, 1, 198, 51, 100, 2, 1, 1, 1, 0];
         packet.extend([9; 6]);
         let header = Header::parse(&packet).unwrap();
-        assert_eq!(
-            (header.src(), header.dst()),
-            ([192, 0, 2, 1].into(), [198, 51, 100, 2].into())
-        );
-        assert_eq!(
-            (
-                header.len(),
-                header.header_len(),
-                header.protocol(),
-                header.ecn()
-            ),
-            (30, 24, 17, 3)
-        );
+        assert_eq!((header.src(), header.dst()), ([192, 0, 2, 1].into(), [198, 51, 100, 2].into()));
+        assert_eq!((header.len(), header.header_len(), header.protocol(), header.ecn()), (30, 24, 17, 3));
         assert!(header.dont_fragment());
         assert_eq!(header.payload(&packet), [9; 6]);
         assert_eq!(header.addresses(&packet), [192, 0, 2, 1, 198, 51, 100, 2]);
@@ -318,10 +290,7 @@ mod tests {
         packet[48..50].copy_from_slice(&[44, 1]);
         packet[64..68].copy_from_slice(&[6, 0, 0, 1]);
         let header = Header::parse(&packet).unwrap();
-        assert_eq!(
-            (header.protocol(), header.header_len(), header.fragment()),
-            (6, 72, Fragment::First)
-        );
+        assert_eq!((header.protocol(), header.header_len(), header.fragment()), (6, 72, Fragment::First));
         assert_eq!(header.ecn(), 1);
         packet[66] = 1;
         assert_eq!(Header::parse(&packet).unwrap().fragment(), Fragment::Later);
@@ -350,34 +319,21 @@ mod tests {
             ([0x20, 1], Fragment::Later),
             ([0x1f, 0xff], Fragment::Later),
         ] {
-            let packet = [
-                &[0x45, 0, 0, 20, 0, 1][..],
-                &place,
-                &[64, 6, 0, 0, 192, 0, 2, 1, 198, 51, 100, 2],
-            ]
-            .concat();
+            let packet = [&[0x45, 0, 0, 20, 0, 1][..], &place, &[64, 6, 0, 0, 192, 0, 2, 1, 198, 51, 100, 2]].concat();
             assert_eq!(Header::parse(&packet).unwrap().fragment(), fragment);
         }
     }
 
     #[test]
     fn a_packet_that_is_not_its_stated_length_is_malformed() {
-        let v4 = [
-            0x45, 0, 0, 20, 0, 1, 0x40, 0, 64, 6, 0, 0, 192, 0, 2, 1, 198, 51, 100, 2,
-        ];
+        let v4 = [0x45, 0, 0, 20, 0, 1, 0x40, 0, 64, 6, 0, 0, 192, 0, 2, 1, 198, 51, 100, 2];
         for whole in [v4.to_vec(), v6(59, 0), v6(17, 100)] {
             assert!(Header::parse(&whole).is_ok());
             for cut in 0..whole.len() {
-                assert_eq!(
-                    Header::parse(&whole[..cut]),
-                    Err(Dropped::Malformed { len: cut })
-                );
+                assert_eq!(Header::parse(&whole[..cut]), Err(Dropped::Malformed { len: cut }));
             }
             let long = [&whole[..], &[0]].concat();
-            assert_eq!(
-                Header::parse(&long),
-                Err(Dropped::Malformed { len: long.len() })
-            );
+            assert_eq!(Header::parse(&long), Err(Dropped::Malformed { len: long.len() }));
         }
         for first in [0x44, 0x46, 0x55, 0x00, 0x75] {
             let mut wrong = v4;
@@ -393,10 +349,7 @@ mod tests {
         words.dedup();
         assert_eq!(words.len(), Dropped::KINDS);
         assert_eq!(Dropped::WORDS[Dropped::Unjoined.index()], "unjoined");
-        assert_eq!(
-            Dropped::WORDS[Dropped::UnknownKind { kind: 9 }.index()],
-            "unknown_kind"
-        );
+        assert_eq!(Dropped::WORDS[Dropped::UnknownKind { kind: 9 }.index()], "unknown_kind");
     }
 
     proptest! {

@@ -35,7 +35,7 @@ proptest! {
             let (first, last) = (index == 0, index + 1 == segments.len());
             prop_assert!(Header::parse(segment).is_ok() && whole_packet_is_valid(segment) && verify_tcp(segment));
             let bytes = &segment[tcp.head_len()..];
-            prop_assert!(bytes.len() == size.into() || last);
+            prop_assert!(bytes.len() == usize::from(size) || last);
             let flags = flags & !(if last { 0 } else { FIN | PSH }) & !(if first { 0 } else { CWR });
             let id = tcp.id.wrapping_add(index as u16);
             let expected = Tcp { seq: tcp.seq.wrapping_add(at as u32), id, flags, ..tcp.clone() };
@@ -146,37 +146,19 @@ proptest! {
 #[test]
 fn the_vnet_header_has_the_kernels_layout() {
     let bytes = [1, 0x84, 0x42, 0, 0x14, 5, 40, 0, 16, 0];
-    let header = VnetHeader {
-        flags: 1,
-        gso_type: 0x84,
-        hdr_len: 66,
-        gso_size: 1300,
-        csum_start: 40,
-        csum_offset: 16,
-    };
+    let header = VnetHeader { flags: 1, gso_type: 0x84, hdr_len: 66, gso_size: 1300, csum_start: 40, csum_offset: 16 };
     if cfg!(target_endian = "little") {
         assert_eq!(VnetHeader::from_bytes(&bytes), header);
     }
     assert_eq!(VnetHeader::from_bytes(&header.to_bytes()), header);
     assert!(header.is_super());
-    assert!(
-        !VnetHeader {
-            gso_type: VnetHeader::GSO_ECN,
-            ..header
-        }
-        .is_super()
-    );
+    assert!(!VnetHeader { gso_type: VnetHeader::GSO_ECN, ..header }.is_super());
 }
 
 #[test]
 fn packets_without_a_transport_header_pass_unchanged() {
-    let bare = [
-        0x45, 0, 0, 20, 0, 1, 0x40, 0, 64, 6, 0, 0, 192, 0, 2, 1, 192, 0, 2, 2,
-    ];
-    assert_eq!(
-        split_all(&VnetHeader::default(), &bare).unwrap(),
-        [Bytes::copy_from_slice(&bare)]
-    );
+    let bare = [0x45, 0, 0, 20, 0, 1, 0x40, 0, 64, 6, 0, 0, 192, 0, 2, 1, 192, 0, 2, 2];
+    assert_eq!(split_all(&VnetHeader::default(), &bare).unwrap(), [Bytes::copy_from_slice(&bare)]);
     let mut coalescer = Coalescer::new();
     coalescer.push(Bytes::copy_from_slice(&bare));
     coalescer.push(Bytes::copy_from_slice(&bare));
@@ -187,98 +169,31 @@ fn packets_without_a_transport_header_pass_unchanged() {
 fn a_checksum_field_outside_the_packet_is_malformed() {
     let tcp = Tcp::example(true);
     let (header, frame) = tcp.super_packet(b"payload", 100);
-    let lone = VnetHeader {
-        gso_type: VnetHeader::GSO_NONE,
-        ..header
-    };
+    let lone = VnetHeader { gso_type: VnetHeader::GSO_NONE, ..header };
     let len = frame.len();
-    for (csum_start, csum_offset) in [
-        (0, 10),
-        (19, 16),
-        (20, (len - 21) as u16),
-        (u16::MAX, u16::MAX),
-        (len as u16, 0),
-    ] {
-        let header = VnetHeader {
-            csum_start,
-            csum_offset,
-            ..lone
-        };
+    for (csum_start, csum_offset) in [(0, 10), (19, 16), (20, (len - 21) as u16), (u16::MAX, u16::MAX), (len as u16, 0)]
+    {
+        let header = VnetHeader { csum_start, csum_offset, ..lone };
         assert_eq!(split_all(&header, &frame), Err(Dropped::Malformed { len }));
     }
-    assert!(
-        split_all(
-            &VnetHeader {
-                csum_offset: (len - 22) as u16,
-                ..lone
-            },
-            &frame
-        )
-        .is_ok()
-    );
+    assert!(split_all(&VnetHeader { csum_offset: (len - 22) as u16, ..lone }, &frame).is_ok());
 }
 
 #[test]
 fn a_super_packet_that_contradicts_itself_is_malformed() {
     let (header, frame) = Tcp::example(true).super_packet(&[7; 3000], 1000);
     let malformed = Err(Dropped::Malformed { len: frame.len() });
-    assert_eq!(
-        split_all(
-            &VnetHeader {
-                gso_size: 0,
-                ..header
-            },
-            &frame
-        ),
-        malformed
-    );
-    assert_eq!(
-        split_all(
-            &VnetHeader {
-                gso_type: VnetHeader::GSO_TCPV6,
-                ..header
-            },
-            &frame
-        ),
-        malformed
-    );
-    assert_eq!(
-        split_all(
-            &VnetHeader {
-                gso_type: VnetHeader::GSO_UDP_L4,
-                ..header
-            },
-            &frame
-        ),
-        malformed
-    );
-    assert_eq!(
-        split_all(
-            &VnetHeader {
-                gso_type: 3,
-                ..header
-            },
-            &frame
-        ),
-        malformed
-    );
+    assert_eq!(split_all(&VnetHeader { gso_size: 0, ..header }, &frame), malformed);
+    assert_eq!(split_all(&VnetHeader { gso_type: VnetHeader::GSO_TCPV6, ..header }, &frame), malformed);
+    assert_eq!(split_all(&VnetHeader { gso_type: VnetHeader::GSO_UDP_L4, ..header }, &frame), malformed);
+    assert_eq!(split_all(&VnetHeader { gso_type: 3, ..header }, &frame), malformed);
     for (at, value) in [(0, 0x4f), (3, 0), (6, 0x20), (9, 17), (32, 0x40)] {
         let mut frame = frame.clone();
         frame[at] = value;
         assert_eq!(split_all(&header, &frame), malformed, "byte {at} = {value}");
     }
     // hdr_len and csum_start are hints only.
-    assert!(
-        split_all(
-            &VnetHeader {
-                hdr_len: 9999,
-                csum_start: 3,
-                ..header
-            },
-            &frame
-        )
-        .is_ok()
-    );
+    assert!(split_all(&VnetHeader { hdr_len: 9999, csum_start: 3, ..header }, &frame).is_ok());
 }
 
 #[test]
@@ -293,21 +208,13 @@ fn a_buffer_is_used_again_once_its_packets_are_gone() {
         })
         .unwrap();
         let inside = first.unwrap() as usize - begin as usize;
-        assert!(
-            inside < 64 * 1024,
-            "the packets lie in the first allocation"
-        );
+        assert!(inside < 64 * 1024, "the packets lie in the first allocation");
     }
 }
 
 #[test]
 fn packets_of_other_flows_between_do_not_end_a_flow() {
-    let mut flows: Vec<Tcp> = (0..8)
-        .map(|port| Tcp {
-            port,
-            ..Tcp::example(port % 2 == 0)
-        })
-        .collect();
+    let mut flows: Vec<Tcp> = (0..8).map(|port| Tcp { port, ..Tcp::example(port % 2 == 0) }).collect();
     let mut coalescer = Coalescer::new();
     for _ in 0..10 {
         for flow in &mut flows {
@@ -316,23 +223,10 @@ fn packets_of_other_flows_between_do_not_end_a_flow() {
         }
     }
     let frames = coalescer.frames();
-    assert_eq!(
-        frames
-            .iter()
-            .filter(|frame| frame.header.is_super())
-            .count(),
-        8
-    );
+    assert_eq!(frames.iter().filter(|frame| frame.header.is_super()).count(), 8);
     assert_eq!(frames.len(), 8 + 80);
     for frame in frames.iter().filter(|frame| frame.header.is_super()) {
-        assert_eq!(
-            frame.len() % 1000,
-            if frame.header.gso_type == VnetHeader::GSO_TCPV4 {
-                52
-            } else {
-                72
-            }
-        );
+        assert_eq!(frame.len() % 1000, if frame.header.gso_type == VnetHeader::GSO_TCPV4 { 52 } else { 72 });
     }
 }
 
@@ -349,27 +243,11 @@ fn a_corrupt_segment_goes_through_alone_and_unchanged() {
                 })
                 .collect();
             let mut coalescer = Coalescer::new();
-            packets
-                .iter()
-                .for_each(|packet| coalescer.push(packet.clone()));
-            let alone: Vec<Vec<u8>> = coalescer
-                .frames()
-                .iter()
-                .filter(|frame| !frame.header.is_super())
-                .map(concat)
-                .collect();
-            assert!(
-                alone.contains(&packets[corrupt].to_vec()),
-                "segment {corrupt}, byte {at}"
-            );
-            assert_eq!(
-                coalescer
-                    .frames()
-                    .iter()
-                    .map(|frame| frame.pieces.len())
-                    .sum::<usize>(),
-                5
-            );
+            packets.iter().for_each(|packet| coalescer.push(packet.clone()));
+            let alone: Vec<Vec<u8>> =
+                coalescer.frames().iter().filter(|frame| !frame.header.is_super()).map(concat).collect();
+            assert!(alone.contains(&packets[corrupt].to_vec()), "segment {corrupt}, byte {at}");
+            assert_eq!(coalescer.frames().iter().map(|frame| frame.pieces.len()).sum::<usize>(), 5);
         }
     }
 }
@@ -413,19 +291,12 @@ fn segments_that_differ_in_more_than_their_place_stay_apart() {
         let pieces: Vec<usize> = shapes(&coalescer).iter().map(|shape| shape.0).collect();
         assert_eq!(pieces, [2, 1], "{what}");
     }
-    let mut flow = Tcp {
-        dont_fragment: false,
-        ..Tcp::example(true)
-    };
+    let mut flow = Tcp { dont_fragment: false, ..Tcp::example(true) };
     let mut coalescer = Coalescer::new();
     coalescer.push(flow.next(&[1; 1000]));
     flow.id = flow.id.wrapping_add(1);
     coalescer.push(flow.next(&[2; 1000]));
-    assert_eq!(
-        coalescer.frames().len(),
-        2,
-        "identifications must count up unless DF is set"
-    );
+    assert_eq!(coalescer.frames().len(), 2, "identifications must count up unless DF is set");
 }
 
 #[test]
@@ -488,13 +359,7 @@ fn fragments_and_options_of_ip_are_left_alone() {
 
 #[test]
 fn a_batch_never_continues_the_one_before() {
-    let (mut flow, mut other) = (
-        Tcp::example(true),
-        Tcp {
-            port: 1,
-            ..Tcp::example(true)
-        },
-    );
+    let (mut flow, mut other) = (Tcp::example(true), Tcp { port: 1, ..Tcp::example(true) });
     let mut coalescer = Coalescer::new();
     coalescer.push(flow.next(&[1; 100]));
     coalescer.push(flow.next(&[1; 100]));
@@ -507,11 +372,7 @@ fn a_batch_never_continues_the_one_before() {
 
 #[test]
 fn a_udp_checksum_of_zero_is_sent_as_all_ones() {
-    let header = VnetHeader {
-        gso_type: VnetHeader::GSO_UDP_L4,
-        gso_size: 2,
-        ..Default::default()
-    };
+    let header = VnetHeader { gso_type: VnetHeader::GSO_UDP_L4, gso_size: 2, ..Default::default() };
     let datagram = &split_all(&header, &udp(true, &[0, 0])).unwrap()[0];
     // The payload that makes the sum all ones, and its complement zero.
     let payload = [datagram[26], datagram[27]];
@@ -533,26 +394,12 @@ fn a_frame_ends_at_its_bounds() {
 
 #[test]
 fn more_flows_than_can_be_open_still_lose_nothing() {
-    let mut flows: Vec<Tcp> = (0..40)
-        .map(|port| Tcp {
-            port,
-            ..Tcp::example(true)
-        })
-        .collect();
+    let mut flows: Vec<Tcp> = (0..40).map(|port| Tcp { port, ..Tcp::example(true) }).collect();
     let mut coalescer = Coalescer::new();
     for _ in 0..5 {
-        flows
-            .iter_mut()
-            .for_each(|flow| coalescer.push(flow.next(&[1; 100])));
+        flows.iter_mut().for_each(|flow| coalescer.push(flow.next(&[1; 100])));
     }
-    assert_eq!(
-        coalescer
-            .frames()
-            .iter()
-            .map(|frame| frame.pieces.len())
-            .sum::<usize>(),
-        200
-    );
+    assert_eq!(coalescer.frames().iter().map(|frame| frame.pieces.len()).sum::<usize>(), 200);
 }
 
 #[test]
@@ -565,18 +412,8 @@ fn io_slices_are_the_vnet_header_and_the_parts() {
         let vnet = frame.header.to_bytes();
         let mut slices = [IoSlice::new(&[]); SuperPacket::MAX_SLICES];
         let used = frame.io_slices(&vnet, &mut slices);
-        assert_eq!(
-            used,
-            if frame.header.is_super() {
-                SuperPacket::MAX_SLICES
-            } else {
-                2
-            }
-        );
-        let bytes: Vec<u8> = slices[..used]
-            .iter()
-            .flat_map(|slice| slice.iter().copied())
-            .collect();
+        assert_eq!(used, if frame.header.is_super() { SuperPacket::MAX_SLICES } else { 2 });
+        let bytes: Vec<u8> = slices[..used].iter().flat_map(|slice| slice.iter().copied()).collect();
         assert_eq!(bytes, [&vnet[..], &concat(frame)].concat());
         assert_eq!(frame.io_slices(&[], &mut slices), used - 1);
     }
@@ -647,11 +484,7 @@ impl Tcp {
         frame[self.ip_len() + 16..][..2].copy_from_slice(&sum.to_be_bytes());
         let header = VnetHeader {
             flags: VnetHeader::NEEDS_CSUM,
-            gso_type: if self.v4 {
-                VnetHeader::GSO_TCPV4
-            } else {
-                VnetHeader::GSO_TCPV6
-            },
+            gso_type: if self.v4 { VnetHeader::GSO_TCPV4 } else { VnetHeader::GSO_TCPV6 },
             hdr_len: self.head_len() as u16,
             gso_size: size,
             csum_start: self.ip_len() as u16,
@@ -661,17 +494,8 @@ impl Tcp {
     }
 
     fn pseudo_header(&self, packet: &[u8]) -> Vec<u8> {
-        let addresses = if self.v4 {
-            &packet[12..20]
-        } else {
-            &packet[8..40]
-        };
-        [
-            addresses,
-            &[0, 6],
-            &((packet.len() - self.ip_len()) as u32).to_be_bytes(),
-        ]
-        .concat()
+        let addresses = if self.v4 { &packet[12..20] } else { &packet[8..40] };
+        [addresses, &[0, 6], &((packet.len() - self.ip_len()) as u32).to_be_bytes()].concat()
     }
 
     fn headers(&self, payload_len: usize) -> Vec<u8> {
@@ -722,16 +546,7 @@ fn ip_v4(len: usize, class: u8, id: u16, dont_fragment: bool, hops: u8, protocol
 
 fn ip_v6(len: usize, class: u8, hops: u8, protocol: u8) -> Vec<u8> {
     let [a, b] = ((len - 40) as u16).to_be_bytes();
-    let mut ip = vec![
-        0x60 | class >> 4,
-        class << 4 | 3,
-        1,
-        2,
-        a,
-        b,
-        protocol,
-        hops,
-    ];
+    let mut ip = vec![0x60 | class >> 4, class << 4 | 3, 1, 2, a, b, protocol, hops];
     ip.extend((0..32).map(|byte| byte * 5 + 32));
     ip
 }
@@ -739,11 +554,7 @@ fn ip_v6(len: usize, class: u8, hops: u8, protocol: u8) -> Vec<u8> {
 /// A UDP packet whose checksum is still to be made.
 fn udp(v4: bool, payload: &[u8]) -> Vec<u8> {
     let len = payload.len() + 8;
-    let mut packet = if v4 {
-        ip_v4(20 + len, 0, 9, true, 64, 17)
-    } else {
-        ip_v6(40 + len, 0, 64, 17)
-    };
+    let mut packet = if v4 { ip_v4(20 + len, 0, 9, true, 64, 17) } else { ip_v6(40 + len, 0, 64, 17) };
     packet.extend([0x30, 0x39, 0x01, 0xbb]);
     packet.extend((len as u16).to_be_bytes());
     packet.extend([0, 0]);
@@ -757,62 +568,36 @@ fn tcp() -> impl Strategy<Value = Tcp> {
         Just(TIMESTAMPS.to_vec()),
         prop::collection::vec(any::<[u8; 4]>(), 0..=10).prop_map(|words| words.concat()),
     ];
-    let ip = (
-        any::<bool>(),
-        any::<u8>(),
-        any::<u8>(),
-        any::<u16>(),
-        any::<bool>(),
-    );
-    (
-        ip,
-        any::<u16>(),
-        any::<u32>(),
-        any::<u32>(),
-        any::<u16>(),
-        options,
+    let ip = (any::<bool>(), any::<u8>(), any::<u8>(), any::<u16>(), any::<bool>());
+    (ip, any::<u16>(), any::<u32>(), any::<u32>(), any::<u16>(), options).prop_map(
+        |((v4, class, hops, id, dont_fragment), port, seq, ack, window, options)| Tcp {
+            v4,
+            port,
+            class,
+            hops,
+            id,
+            dont_fragment,
+            seq,
+            ack,
+            window,
+            flags: ACK,
+            options,
+        },
     )
-        .prop_map(
-            |((v4, class, hops, id, dont_fragment), port, seq, ack, window, options)| Tcp {
-                v4,
-                port,
-                class,
-                hops,
-                id,
-                dont_fragment,
-                seq,
-                ack,
-                window,
-                flags: ACK,
-                options,
-            },
-        )
 }
 
 /// Up to what still fits a super-packet behind the longest headers.
 fn payload() -> impl Strategy<Value = Vec<u8>> {
-    let len = prop_oneof![
-        Just(0usize),
-        1usize..100,
-        100usize..5000,
-        60_000usize..=65_435
-    ];
-    (len, any::<u8>())
-        .prop_map(|(len, seed)| (0..len).map(|i| ((i * 31) >> 3) as u8 ^ seed).collect())
+    let len = prop_oneof![Just(0usize), 1usize..100, 100usize..5000, 60_000usize..=65_435];
+    (len, any::<u8>()).prop_map(|(len, seed)| (0..len).map(|i| ((i * 31) >> 3) as u8 ^ seed).collect())
 }
 
 /// Several flows at once, with all that can befall a segment.
 fn traffic() -> impl Strategy<Value = Vec<Bytes>> {
     let flows = prop::collection::vec(tcp(), 1..20);
     // Mostly full segments; `event` says what is odd about this one, 0 to 9.
-    let steps = prop::collection::vec(
-        (
-            any::<Index>(),
-            prop_oneof![3 => Just(500usize), 1 => 0usize..600],
-            0u8..40,
-        ),
-        1..200,
-    );
+    let steps =
+        prop::collection::vec((any::<Index>(), prop_oneof![3 => Just(500usize), 1 => 0usize..600], 0u8..40), 1..200);
     (flows, steps).prop_map(|(mut flows, steps)| {
         for (port, flow) in flows.iter_mut().enumerate() {
             flow.port = port as u16;
@@ -860,11 +645,7 @@ fn by_flow(packets: &[Bytes]) -> HashMap<Vec<u8>, Vec<Vec<u8>>> {
             packet[4..6].fill(0);
             packet[10..12].fill(0);
         }
-        let flow = if v4 {
-            packet[12..24].to_vec()
-        } else {
-            packet[8..44].to_vec()
-        };
+        let flow = if v4 { packet[12..24].to_vec() } else { packet[8..44].to_vec() };
         flows.entry(flow).or_default().push(packet);
     }
     flows
@@ -883,9 +664,5 @@ fn concat(frame: &SuperPacket) -> Vec<u8> {
 
 /// Pieces and length of each frame.
 fn shapes(coalescer: &Coalescer) -> Vec<(usize, usize)> {
-    coalescer
-        .frames()
-        .iter()
-        .map(|frame| (frame.pieces.len(), frame.len()))
-        .collect()
+    coalescer.frames().iter().map(|frame| (frame.pieces.len(), frame.len())).collect()
 }

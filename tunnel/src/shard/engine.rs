@@ -97,6 +97,8 @@ pub struct Engine {
     starved: Vec<usize>,
     handovers: Vec<Handover>,
     to_device: Coalescer,
+    /// Where super-packets are cut; its memory comes back when the packets are sent.
+    cuttings: BytesMut,
     /// The way out of a client.
     active: Option<usize>,
     /// The link that holds up the device, and since when.
@@ -139,6 +141,7 @@ impl Engine {
             starved: Vec::new(),
             handovers: Vec::new(),
             to_device: Coalescer::default(),
+            cuttings: BytesMut::with_capacity(64 * 1024),
             active: None,
             full: None,
             stats: ShardStats::default(),
@@ -237,7 +240,7 @@ impl Engine {
                 let id = routing.load().get(destination).ok_or(nobody)?;
                 if id.shard != self.shard {
                     let handovers = &mut self.handovers;
-                    segment::split(vnet, frame, &mut |packet| handovers.push(Handover::Packet { link: id, packet }))?;
+                    segment::split_into(&mut self.cuttings, vnet, frame, &mut |packet| handovers.push(Handover::Packet { link: id, packet }))?;
                     return Ok(());
                 }
                 *self.by_serial.get(&id.serial).ok_or(nobody)?
@@ -246,7 +249,7 @@ impl Engine {
         let link = self.links[index].as_mut().ok_or(nobody)?;
         let max_bytes = link.datagram_bytes();
         let mut too_big = None;
-        segment::split(vnet, frame, &mut |packet| {
+        segment::split_into(&mut self.cuttings, vnet, frame, &mut |packet| {
             if let Sent::TooBig { mtu_bytes, packet } = link.send_packet(packet, &header, max_bytes) {
                 // One answer a frame is enough for its sender.
                 too_big.get_or_insert((packet, mtu_bytes));
