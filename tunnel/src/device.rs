@@ -4,6 +4,12 @@
 //! queues in a test. All `unsafe` of the crate is in the files below this one. Not here: splitting
 //! and coalescing (`segment`), routes and addresses (they belong to the program that owns them).
 
+#[cfg(target_os = "linux")]
+pub mod linux;
+#[cfg(target_os = "macos")]
+pub mod macos;
+pub mod memory;
+
 use std::fmt;
 use std::io;
 use std::os::fd::BorrowedFd;

@@ -1,6 +1,10 @@
 //! One inner IP packet. [`Dropped`] is the first family of errors: one packet, counted, life goes on.
+//!
+//! [`Header::parse`] is the only way in: it checks version and lengths once, so that accessors
+//! cannot fail. Lengths count the whole IP packet. Checksums are not looked at: the host's stack
+//! does that. Not here: who may send it (`filter`), how it is cut and joined (`segment`, `pieces`).
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Why one packet was dropped. Never ends the link: count it, take the next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -62,7 +66,14 @@ impl Dropped {
     pub const KINDS: usize = 9;
     /// Stable words for metrics and JSON, by [`Self::index`].
     pub const WORDS: [&'static str; Self::KINDS] = [
-        "malformed", "bad_source", "bad_destination", "isolation", "too_big", "no_session", "queue_full", "unjoined",
+        "malformed",
+        "bad_source",
+        "bad_destination",
+        "isolation",
+        "too_big",
+        "no_session",
+        "queue_full",
+        "unjoined",
         "unknown_kind",
     ];
 
@@ -81,3 +92,187 @@ impl Dropped {
         }
     }
 }
+
+/// Which part of a datagram a packet carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fragment {
+    /// All of it.
+    Whole,
+    /// The first of several fragments; the transport header is here.
+    First,
+    /// A later fragment; it has no transport header.
+    Later,
+}
+
+/// What the IP header of one whole, well-formed packet says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    src: IpAddr,
+    dst: IpAddr,
+    len: usize,
+    header_len: u16,
+    protocol: u8,
+    traffic_class: u8,
+    dont_fragment: bool,
+    fragment: Fragment,
+}
+
+impl Header {
+    /// Reads the header of one packet, which must fill `packet` exactly.
+    ///
+    /// IPv6 extension headers that an end of the path handles (RFC 8200 section 4) are walked; one
+    /// that is cut short or unknown ends the walk and counts as the payload.
+    ///
+    /// # Errors
+    /// [`Dropped::Malformed`] when the version is neither 4 nor 6, the header is too short for
+    /// its version, or the length it states is not that of `packet`.
+    pub fn parse(packet: &[u8]) -> Result<Self, Dropped> {
+        match packet.first().map(|byte| byte >> 4) {
+            Some(4) => Self::parse_v4(packet),
+            Some(6) => Self::parse_v6(packet),
+            _ => None,
+        }
+        .ok_or(Dropped::Malformed { len: packet.len() })
+    }
+
+    fn parse_v4(packet: &[u8]) -> Option<Self> {
+        let (fixed, _) = packet.split_first_chunk::<20>()?;
+        let header_len = u16::from(fixed[0] & 0x0f) * 4;
+        let len = usize::from(u16::from_be_bytes([fixed[2], fixed[3]]));
+        if header_len < 20 || len < usize::from(header_len) || len != packet.len() {
+            return None;
+        }
+        let place = u16::from_be_bytes([fixed[6], fixed[7]]);
+        Some(Self {
+            src: IpAddr::V4(Ipv4Addr::new(fixed[12], fixed[13], fixed[14], fixed[15])),
+            dst: IpAddr::V4(Ipv4Addr::new(fixed[16], fixed[17], fixed[18], fixed[19])),
+            len,
+            header_len,
+            protocol: fixed[9],
+            traffic_class: fixed[1],
+            dont_fragment: place & 0x4000 != 0,
+            fragment: fragment(place & 0x1fff, place & 0x2000 != 0),
+        })
+    }
+
+    fn parse_v6(packet: &[u8]) -> Option<Self> {
+        let (fixed, _) = packet.split_first_chunk::<40>()?;
+        let len = usize::from(u16::from_be_bytes([fixed[4], fixed[5]])) + 40;
+        if len != packet.len() {
+            return None;
+        }
+        let (_, addresses) = fixed.split_first_chunk::<8>()?;
+        let (src, dst) = addresses.split_first_chunk::<16>()?;
+        let mut header = Self {
+            src: IpAddr::V6(Ipv6Addr::from(*src)),
+            dst: IpAddr::V6(Ipv6Addr::from(*dst.first_chunk::<16>()?)),
+            len,
+            header_len: 40,
+            protocol: fixed[6],
+            traffic_class: fixed[0] << 4 | fixed[1] >> 4,
+            dont_fragment: true,
+            fragment: Fragment::Whole,
+        };
+        while matches!(
+            header.protocol,
+            HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION
+        ) && header.fragment != Fragment::Later
+        {
+            let at = usize::from(header.header_len);
+            let Some(&[next, units, high, low]) =
+                packet.get(at..).and_then(|rest| rest.first_chunk::<4>())
+            else {
+                break;
+            };
+            let extension_len = if header.protocol == FRAGMENT {
+                8
+            } else {
+                (u16::from(units) + 1) * 8
+            };
+            let Some(end) = header
+                .header_len
+                .checked_add(extension_len)
+                .filter(|end| usize::from(*end) <= len)
+            else {
+                break;
+            };
+            if header.protocol == FRAGMENT {
+                let place = u16::from_be_bytes([high, low]);
+                header.fragment = fragment(place >> 3, place & 1 != 0);
+            }
+            header.protocol = next;
+            header.header_len = end;
+        }
+        Some(header)
+    }
+
+    /// Who sent it.
+    pub fn src(&self) -> IpAddr {
+        self.src
+    }
+
+    /// Whom it is for.
+    pub fn dst(&self) -> IpAddr {
+        self.dst
+    }
+
+    /// The whole packet, in bytes.
+    // A packet is never empty.
+    #[allow(
+        clippy::len_without_is_empty,
+        reason = "a packet has at least 20 bytes"
+    )]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Bytes before the transport header: the IP header with its options or extension headers.
+    pub fn header_len(&self) -> usize {
+        usize::from(self.header_len)
+    }
+
+    /// The transport's protocol number (IANA), such as 6 for TCP.
+    pub fn protocol(&self) -> u8 {
+        self.protocol
+    }
+
+    /// May no router fragment it? Always so in IPv6.
+    pub fn dont_fragment(&self) -> bool {
+        self.dont_fragment
+    }
+
+    /// Which part of a datagram it carries.
+    pub fn fragment(&self) -> Fragment {
+        self.fragment
+    }
+
+    /// The ECN field, 0 to 3 (RFC 3168).
+    pub fn ecn(&self) -> u8 {
+        self.traffic_class & 3
+    }
+
+    /// Source and destination as they stand in `packet`, which must be the parsed one.
+    pub fn addresses<'a>(&self, packet: &'a [u8]) -> &'a [u8] {
+        let range = if self.src.is_ipv4() { 12..20 } else { 8..40 };
+        packet.get(range).unwrap_or_default()
+    }
+
+    /// The bytes behind [`Self::header_len`] of `packet`, which must be the parsed one.
+    pub fn payload<'a>(&self, packet: &'a [u8]) -> &'a [u8] {
+        packet.get(self.header_len()..).unwrap_or_default()
+    }
+}
+
+fn fragment(offset: u16, more: bool) -> Fragment {
+    match (offset, more) {
+        (0, false) => Fragment::Whole,
+        (0, true) => Fragment::First,
+        _ => Fragment::Later,
+    }
+}
+
+// IPv6 extension headers (RFC 8200 section 4). A chain of them is at most as long as the packet.
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
+const FRAGMENT: u8 = 44;
+const DESTINATION: u8 = 60;

@@ -4,7 +4,7 @@
 //! Sending a command wakes the thread through its [`Waker`]. Not here: what a shard does with
 //! a command (`engine`).
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::close::{Close, Down};
 use crate::device::Device;
+pub use crate::filter::Lease;
 use crate::shard::waker::Waker;
 use crate::stats::{LinkStats, ShardStats};
 use crate::transport::ClientTransport;
@@ -52,25 +53,6 @@ impl Protocol {
     /// The protocol for a negotiated ALPN name.
     pub fn from_alpn(name: &[u8]) -> Option<Self> {
         [Self::Session, Self::Enrolment].into_iter().find(|p| p.alpn() == name)
-    }
-}
-
-/// The inner addresses of one session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Lease {
-    /// The device's inner IPv4 address.
-    pub ipv4: Ipv4Addr,
-    /// The device's inner IPv6 address.
-    pub ipv6: Option<Ipv6Addr>,
-}
-
-impl Lease {
-    /// True when `address` is one of the session's own.
-    pub fn holds(&self, address: IpAddr) -> bool {
-        match address {
-            IpAddr::V4(v4) => v4 == self.ipv4,
-            IpAddr::V6(v6) => Some(v6) == self.ipv6,
-        }
     }
 }
 

@@ -1,0 +1,447 @@
+//! One shard: an OS thread with one loop that owns its UDP socket, its device queue and all of its
+//! connections. Nothing in it is locked. One turn (architecture section 3):
+//!
+//! 1. fire due timers; 2. drain the mailbox; 3. read the UDP socket (GRO, pooled buffers);
+//! 4. write the device (coalesced); 5. read the device (super-packets are split);
+//! 6. transmit with as many GSO segments as the kernel takes; 7. sleep in one `poll`.
+//!
+//! What each step decides is in [`engine`]; this file only moves bytes.
+
+pub mod cid;
+pub mod engine;
+mod link;
+pub mod mailbox;
+mod timers;
+pub mod waker;
+
+use std::io::{self, IoSliceMut};
+use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::AsFd;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use quinn_proto::EcnCodepoint;
+use quinn_udp::{RecvMeta, UdpSockRef, UdpSocketState};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use tokio::sync::mpsc;
+
+use crate::device::Device;
+use crate::pool::Pool;
+use crate::shard::cid::CidKey;
+use crate::shard::engine::{Engine, Handover, Role};
+use crate::shard::mailbox::{COMMANDS, Command, EVENTS, Event, ShardHandle};
+use crate::shard::waker::Wakeup;
+
+/// Slots of one `recvmmsg`; each takes a whole GRO batch.
+const RECEIVE_SLOTS: usize = 8;
+/// `recvmmsg` calls a turn, so that one busy peer cannot starve the device.
+const RECEIVES_A_TURN: usize = 4;
+/// Device frames a turn, each up to 64 KiB.
+const FRAMES_A_TURN: usize = 16;
+/// Commands a turn.
+const COMMANDS_A_TURN: usize = 256;
+
+/// What a group of shards is made of.
+#[derive(Debug)]
+pub struct ShardConfig<D: Device> {
+    /// Bound and ready; see [`crate::socket::bind`].
+    pub socket: UdpSocket,
+    /// The device queue; a client attaches its own later.
+    pub device: Option<D>,
+    /// Which end this is.
+    pub role: Role,
+    /// The group's secret for connection IDs.
+    pub cids: CidKey,
+}
+
+/// A started shard.
+#[derive(Debug)]
+pub struct RunningShard<D: Device> {
+    /// For commands.
+    pub handle: ShardHandle<D>,
+    /// What it tells; must be read, or its control streams wait.
+    pub events: mpsc::Receiver<Event>,
+    /// Ends after [`Command::Stop`].
+    pub thread: JoinHandle<()>,
+}
+
+/// Starts one thread a config. All of them serve one gateway (or one is a client's).
+///
+/// # Errors
+/// When the OS gives no thread, no descriptor, or refuses a socket option.
+pub fn spawn<D: Device>(configs: Vec<ShardConfig<D>>) -> io::Result<Vec<RunningShard<D>>> {
+    let count = u8::try_from(configs.len()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    let mut handles = Vec::new();
+    let mut ends = Vec::new();
+    for _ in 0..count {
+        let (waker, wakeup) = waker::pair()?;
+        let (commands, mailbox) = mpsc::channel(COMMANDS);
+        handles.push(ShardHandle { commands, waker });
+        ends.push((mailbox, wakeup));
+    }
+    let mut running = Vec::new();
+    for (index, (config, (mailbox, wakeup))) in configs.into_iter().zip(ends).enumerate() {
+        let shard = index as u8;
+        let (told, events) = mpsc::channel(EVENTS);
+        let udp = Udp::new(config.socket)?;
+        let engine = Engine::new(shard, count, config.role, config.cids, !udp.state.may_fragment(), None);
+        let peers = handles.clone();
+        let shard = Shard { engine, udp, device: config.device, device_mtu: None, mailbox, wakeup, told, peers };
+        let thread = std::thread::Builder::new().name(format!("shard-{index}")).spawn(move || shard.run())?;
+        running.push(RunningShard { handle: handles[index].clone(), events, thread });
+    }
+    Ok(running)
+}
+
+#[derive(Debug)]
+struct Shard<D: Device> {
+    engine: Engine,
+    udp: Udp,
+    device: Option<D>,
+    /// The MTU last set on a client's device.
+    device_mtu: Option<u16>,
+    mailbox: mpsc::Receiver<Command<D>>,
+    wakeup: Wakeup,
+    told: mpsc::Sender<Event>,
+    peers: Vec<ShardHandle<D>>,
+}
+
+/// What `poll` said is ready.
+#[derive(Clone, Copy, Debug)]
+struct Ready {
+    mailbox: bool,
+    udp: bool,
+    device: bool,
+}
+
+impl<D: Device> Shard<D> {
+    fn run(mut self) {
+        let mut ready = Ready { mailbox: true, udp: true, device: true };
+        loop {
+            self.engine.stats_mut().turns += 1;
+            let now = Instant::now();
+            self.engine.on_timeout(now);
+            if ready.mailbox && !self.drain_mailbox(now) {
+                self.transmit(Instant::now());
+                self.tell();
+                return;
+            }
+            let mut more = false;
+            if ready.udp {
+                more |= self.read_udp(now);
+            }
+            self.write_device();
+            if ready.device && !self.udp.is_blocked() {
+                more |= self.read_device(now);
+                self.write_device(); // ICMP answers
+            }
+            self.hand_over();
+            self.transmit(Instant::now());
+            self.tell();
+            self.follow_mtu();
+            ready = self.sleep(more, ready);
+        }
+    }
+
+    /// Returns false when the shard is to end.
+    fn drain_mailbox(&mut self, now: Instant) -> bool {
+        self.wakeup.drain();
+        for _ in 0..COMMANDS_A_TURN {
+            match self.mailbox.try_recv() {
+                Ok(Command::Stop { code, reason }) => {
+                    self.engine.stop(now, code, &reason);
+                    self.engine.settle(now);
+                    return false;
+                }
+                Ok(command) => self.on_command(now, command),
+                Err(mpsc::error::TryRecvError::Empty) => break,
+                Err(mpsc::error::TryRecvError::Disconnected) => return false,
+            }
+        }
+        self.engine.settle(now);
+        true
+    }
+
+    fn on_command(&mut self, now: Instant, command: Command<D>) {
+        match command {
+            Command::Dial { remote, server_name, transport, reply } => {
+                _ = reply.send(self.engine.dial(now, remote, &server_name, *transport));
+            }
+            Command::Send { link, frame } => self.engine.send_frame(link, frame),
+            Command::Admit { link, lease } => self.engine.admit(link, lease),
+            Command::Close { link, code, reason } => self.engine.close(now, link, code, reason),
+            Command::Echo { link } => self.engine.echo(now, link),
+            Command::Attach(device) => {
+                self.device = Some(device);
+                self.device_mtu = None;
+            }
+            Command::Detach => self.device = None,
+            Command::Rebind(socket) => {
+                if let Ok(udp) = Udp::new(socket) {
+                    self.udp = udp;
+                    self.engine.on_rebind();
+                }
+            }
+            Command::Inspect(reply) => self.engine.inspect(reply),
+            Command::Deliver { link, packet } => self.engine.on_handed_packet(link, packet),
+            Command::Datagram { remote, ecn, payload } => {
+                self.engine.on_datagram(now, remote, None, EcnCodepoint::from_bits(ecn), payload);
+            }
+            Command::Stop { .. } => {} // taken by `drain_mailbox`
+        }
+    }
+
+    /// Returns true when the socket may hold more.
+    fn read_udp(&mut self, now: Instant) -> bool {
+        let mut more = false;
+        for _ in 0..RECEIVES_A_TURN {
+            let engine = &mut self.engine;
+            more = self.udp.receive(&mut |remote, local_ip, ecn, payload| {
+                engine.on_datagram(now, remote, local_ip, ecn, payload);
+            });
+            self.engine.settle(now);
+            if !more {
+                break;
+            }
+        }
+        more
+    }
+
+    fn write_device(&mut self) {
+        let frames = self.engine.frames();
+        if frames.is_empty() {
+            return;
+        }
+        if let Some(device) = self.device.as_mut() {
+            let taken = device.write_batch(frames);
+            match taken {
+                // A full TUN queue means the host's stack is behind: what does not fit is lost, as
+                // on any link; the inner flows adapt.
+                Ok(taken) => {
+                    let lost = frames.len() - taken;
+                    for _ in 0..lost {
+                        self.engine.stats_mut().dropped_device.count(&crate::packet::Dropped::QueueFull);
+                    }
+                }
+                Err(error) => self.lose_device(&error),
+            }
+        }
+        self.engine.clear_frames();
+    }
+
+    /// Returns true when the device may hold more.
+    fn read_device(&mut self, now: Instant) -> bool {
+        for _ in 0..FRAMES_A_TURN {
+            if !self.engine.wants_device(now) {
+                return false;
+            }
+            let Some(device) = self.device.as_mut() else { return false };
+            let engine = &mut self.engine;
+            match device.read_batch(1, &mut |vnet, frame| engine.on_frame(now, vnet, frame)) {
+                Ok(0) => return false,
+                Ok(_) => {}
+                Err(error) => {
+                    self.lose_device(&error);
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    fn lose_device(&mut self, error: &io::Error) {
+        self.device = None;
+        _ = self.told.try_send(Event::DeviceGone { os_error: error.raw_os_error().unwrap_or(0) });
+    }
+
+    fn hand_over(&mut self) {
+        for handover in self.engine.take_handovers() {
+            let (shard, command) = match handover {
+                Handover::Packet { link, packet } => (link.shard, Command::Deliver { link, packet }),
+                Handover::Datagram { shard, remote, ecn, payload } => {
+                    (shard, Command::Datagram { remote, ecn: ecn.map_or(0, |ecn| ecn as u8), payload })
+                }
+            };
+            let taken = self.peers.get(usize::from(shard)).is_some_and(|peer| {
+                let taken = peer.commands.try_send(command).is_ok();
+                peer.waker.wake();
+                taken
+            });
+            if !taken {
+                self.engine.stats_mut().dropped_device.count(&crate::packet::Dropped::QueueFull);
+            }
+        }
+    }
+
+    fn transmit(&mut self, now: Instant) {
+        if !self.udp.retry() {
+            return;
+        }
+        let segments = self.udp.state.max_gso_segments();
+        while let Some(transmit) = self.engine.poll_transmit(now, segments, &mut self.udp.outgoing) {
+            if !self.udp.send(transmit) {
+                break;
+            }
+        }
+        self.engine.settle(now);
+    }
+
+    fn tell(&mut self) {
+        let mut told = false;
+        while let Some(event) = self.engine.poll_event() {
+            match self.told.try_send(event) {
+                Ok(()) => told = true,
+                Err(mpsc::error::TrySendError::Full(event)) => {
+                    self.engine.unpoll_event(event);
+                    break;
+                }
+                Err(mpsc::error::TrySendError::Closed(_)) => {}
+            }
+        }
+        if told {
+            self.engine.resume_control(Instant::now());
+        }
+    }
+
+    /// A client's device follows the path of its session.
+    fn follow_mtu(&mut self) {
+        let Some(mtu_bytes) = self.engine.active_mtu().filter(|&mtu| mtu > 0) else { return };
+        if self.device_mtu != Some(mtu_bytes)
+            && let Some(device) = self.device.as_mut()
+        {
+            self.device_mtu = Some(mtu_bytes);
+            if let Err(error) = device.set_mtu(mtu_bytes) {
+                self.lose_device(&error);
+            }
+        }
+    }
+
+    /// Step 7. `more` says that something was left undone and the poll must not wait.
+    fn sleep(&mut self, more: bool, last: Ready) -> Ready {
+        let now = Instant::now();
+        let wants_device = !self.udp.is_blocked() && self.engine.wants_device(now);
+        let wait = if more {
+            Some(Duration::ZERO)
+        } else {
+            self.engine.poll_timeout().map(|due| due.saturating_duration_since(now))
+        };
+        let wait = wait.map(|wait| Timespec { tv_sec: wait.as_secs() as i64, tv_nsec: i64::from(wait.subsec_nanos()) });
+        let udp_flags = if self.udp.is_blocked() { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
+        let device = self.device.as_ref().filter(|_| wants_device).and_then(Device::poll_fd);
+        let mut fds = vec![PollFd::new(&self.wakeup, PollFlags::IN), PollFd::new(&self.udp.socket, udp_flags)];
+        fds.extend(device.as_ref().map(|fd| PollFd::new(fd, PollFlags::IN)));
+        match poll(&mut fds, wait.as_ref()) {
+            Ok(_) => Ready {
+                mailbox: !fds[0].revents().is_empty(),
+                udp: !fds[1].revents().is_empty(),
+                device: fds.get(2).is_some_and(|fd| !fd.revents().is_empty()),
+            },
+            // EINTR and the like: look everywhere.
+            Err(_) => Ready { mailbox: true, udp: true, device: wants_device && last.device },
+        }
+    }
+}
+
+/// The UDP socket with its buffers.
+#[derive(Debug)]
+struct Udp {
+    socket: UdpSocket,
+    state: UdpSocketState,
+    pool: Pool,
+    slots: Vec<BytesMut>,
+    /// Bytes of the transmit under way.
+    outgoing: Vec<u8>,
+    /// A transmit that the kernel had no room for.
+    blocked: Option<quinn_proto::Transmit>,
+}
+
+impl Udp {
+    fn new(socket: UdpSocket) -> io::Result<Self> {
+        let state = UdpSocketState::new(UdpSockRef::from(&socket))?;
+        let mut pool = Pool::default();
+        let slots = (0..RECEIVE_SLOTS).map(|_| pool.take()).collect();
+        Ok(Self { socket, state, pool, slots, outgoing: Vec::new(), blocked: None })
+    }
+
+    fn is_blocked(&self) -> bool {
+        self.blocked.is_some()
+    }
+
+    /// One `recvmmsg`. Returns true when the socket may hold more.
+    fn receive(
+        &mut self,
+        take: &mut dyn FnMut(SocketAddr, Option<std::net::IpAddr>, Option<EcnCodepoint>, BytesMut),
+    ) -> bool {
+        let mut meta = [RecvMeta::default(); RECEIVE_SLOTS];
+        let received = {
+            let mut slots = self.slots.iter_mut();
+            let mut buffers: [IoSliceMut<'_>; RECEIVE_SLOTS] =
+                std::array::from_fn(|_| IoSliceMut::new(slots.next().expect("one buffer a slot")));
+            self.state.recv(UdpSockRef::from(&self.socket), &mut buffers, &mut meta)
+        };
+        // Errors here are a peer's ICMP (connection refused) or an empty socket: nothing to read.
+        let Ok(received) = received else { return false };
+        for (slot, meta) in self.slots.iter_mut().zip(&meta[..received]) {
+            let fresh = self.pool.take();
+            let mut filled = std::mem::replace(slot, fresh);
+            let mut data = filled.split_to(meta.len);
+            self.pool.put_back(filled);
+            let ecn = meta.ecn.and_then(|ecn| EcnCodepoint::from_bits(ecn as u8));
+            let remote = canonical(meta.addr);
+            let stride = meta.stride.max(1);
+            while !data.is_empty() {
+                let payload = data.split_to(stride.min(data.len()));
+                take(remote, meta.dst_ip.map(|ip| ip.to_canonical()), ecn, payload);
+            }
+        }
+        received == RECEIVE_SLOTS
+    }
+
+    /// Sends what was blocked. Returns false while it still is.
+    fn retry(&mut self) -> bool {
+        match self.blocked.take() {
+            Some(transmit) => self.send(transmit),
+            None => true,
+        }
+    }
+
+    /// Sends `outgoing`. Returns false, and keeps it, when the kernel has no room.
+    fn send(&mut self, transmit: quinn_proto::Transmit) -> bool {
+        let datagram = quinn_udp::Transmit {
+            destination: self.reachable(transmit.destination),
+            ecn: transmit.ecn.and_then(|ecn| quinn_udp::EcnCodepoint::from_bits(ecn as u8)),
+            contents: &self.outgoing[..transmit.size],
+            segment_size: transmit.segment_size,
+            src_ip: transmit.src_ip,
+        };
+        match self.state.try_send(UdpSockRef::from(&self.socket), &datagram) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.blocked = Some(transmit);
+                false
+            }
+            // Anything else (no route now, a probe larger than the interface) is a lost datagram:
+            // QUIC notices and repeats what matters.
+            Ok(()) | Err(_) => true,
+        }
+    }
+
+    /// An IPv6 socket reaches IPv4 peers by their mapped address.
+    fn reachable(&self, destination: SocketAddr) -> SocketAddr {
+        match (destination, self.socket.local_addr()) {
+            (SocketAddr::V4(v4), Ok(SocketAddr::V6(_))) => SocketAddr::new(v4.ip().to_ipv6_mapped().into(), v4.port()),
+            _ => destination,
+        }
+    }
+}
+
+impl AsFd for Udp {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// IPv4 peers of an IPv6 socket under their IPv4 name.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}

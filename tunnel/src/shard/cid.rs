@@ -1,0 +1,130 @@
+//! Connection IDs that carry the number of the shard that owns the connection.
+//!
+//! Eight bytes: four random, one the shard (masked by a secret table, so that an observer cannot
+//! link two IDs of a connection by it), three a keyed check, so that garbage is told from the ID
+//! of a connection that was. All shards of a gateway share one [`CidKey`].
+
+use std::hash::{DefaultHasher, Hasher};
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn_proto::{ConnectionId, ConnectionIdGenerator, InvalidCid};
+
+/// Bytes of our connection IDs.
+pub(crate) const CID_BYTES: usize = 8;
+
+/// The secret of one gateway's (or client's) connection IDs.
+#[derive(Clone)]
+pub struct CidKey(Arc<Secret>);
+
+struct Secret {
+    check: [u8; 16],
+    mask: [u8; 256],
+}
+
+impl std::fmt::Debug for CidKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("CidKey(..)")
+    }
+}
+
+impl CidKey {
+    /// A key from the system's random numbers.
+    pub fn random() -> Self {
+        let mut secret = Secret { check: [0; 16], mask: [0; 256] };
+        aws_lc_rs::rand::fill(&mut secret.check).expect("the system has random numbers");
+        aws_lc_rs::rand::fill(&mut secret.mask).expect("the system has random numbers");
+        Self(Arc::new(secret))
+    }
+
+    /// The shard that made `cid`; `None` when this key did not.
+    pub(crate) fn shard_of(&self, cid: &[u8]) -> Option<u8> {
+        let cid: &[u8; CID_BYTES] = cid.try_into().ok()?;
+        (self.check(cid[..5].try_into().ok()?) == cid[5..]).then(|| cid[4] ^ self.0.mask[usize::from(cid[0])])
+    }
+
+    fn make(&self, shard: u8) -> [u8; CID_BYTES] {
+        let mut cid = [0; CID_BYTES];
+        aws_lc_rs::rand::fill(&mut cid[..4]).expect("the system has random numbers");
+        cid[4] = shard ^ self.0.mask[usize::from(cid[0])];
+        let check = self.check(&[cid[0], cid[1], cid[2], cid[3], cid[4]]);
+        cid[5..].copy_from_slice(&check);
+        cid
+    }
+
+    /// SipHash-1-3 with the key as prefix: keeps garbage out cheaply; nothing secret hangs on it.
+    fn check(&self, head: &[u8; 5]) -> [u8; 3] {
+        let mut hasher = DefaultHasher::new();
+        hasher.write(&self.0.check);
+        hasher.write(head);
+        let [a, b, c, ..] = hasher.finish().to_be_bytes();
+        [a, b, c]
+    }
+}
+
+/// The generator of one shard.
+#[derive(Debug)]
+pub(crate) struct ShardCids {
+    pub(crate) key: CidKey,
+    pub(crate) shard: u8,
+}
+
+impl ConnectionIdGenerator for ShardCids {
+    fn generate_cid(&mut self) -> ConnectionId {
+        ConnectionId::new(&self.key.make(self.shard))
+    }
+
+    fn validate(&self, cid: &ConnectionId) -> Result<(), InvalidCid> {
+        self.key.shard_of(cid).map(drop).ok_or(InvalidCid)
+    }
+
+    fn cid_len(&self) -> usize {
+        CID_BYTES
+    }
+
+    fn cid_lifetime(&self) -> Option<Duration> {
+        None
+    }
+}
+
+/// The destination connection ID in a datagram's first packet (RFC 8999 section 5), if it is one
+/// that could be ours.
+pub(crate) fn destination(datagram: &[u8]) -> Option<&[u8]> {
+    const LONG_HEADER: u8 = 0x80;
+    let first = *datagram.first()?;
+    if first & LONG_HEADER == 0 {
+        return datagram.get(1..1 + CID_BYTES);
+    }
+    (usize::from(*datagram.get(5)?) == CID_BYTES).then(|| datagram.get(6..6 + CID_BYTES)).flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_names_its_shard_and_garbage_names_none() {
+        let key = CidKey::random();
+        for shard in [0, 1, 7, 255] {
+            let cid = key.make(shard);
+            assert_eq!(key.shard_of(&cid), Some(shard));
+            assert_eq!(CidKey::random().shard_of(&cid), None);
+            let mut broken = cid;
+            broken[2] ^= 1;
+            assert_eq!(key.shard_of(&broken), None);
+        }
+        assert_eq!(key.shard_of(b"short"), None);
+    }
+
+    #[test]
+    fn the_id_is_found_in_short_and_long_headers() {
+        let cid = CidKey::random().make(3);
+        let short = [&[0x40][..], &cid, &[0; 30]].concat();
+        let long = [&[0xc0, 0, 0, 0, 1, 8][..], &cid, &[0; 30]].concat();
+        assert_eq!(destination(&short), Some(&cid[..]));
+        assert_eq!(destination(&long), Some(&cid[..]));
+        assert_eq!(destination(&[0x40, 1, 2]), None);
+        assert_eq!(destination(&[]), None);
+        assert_eq!(destination(&[0xc0, 0, 0, 0, 1, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0]), None);
+    }
+}

@@ -1,0 +1,753 @@
+//! Everything of a shard except sockets, devices and clocks.
+//!
+//! Datagrams, device frames, commands and `now` go in; transmits, device frames, events and
+//! hand-overs come out. The loop in `shard.rs` moves them; a test moves them under a fake clock.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::{Bytes, BytesMut};
+use quinn_proto::crypto::rustls::HandshakeData;
+use quinn_proto::{
+    ConnectionError, ConnectionHandle, DatagramEvent, EcnCodepoint, Endpoint, EndpointConfig, Event as QuicEvent,
+    Incoming, StreamEvent, Transmit, VarInt,
+};
+use rustls::pki_types::CertificateDer;
+use tokio::sync::oneshot;
+
+use crate::close::{Close, Down};
+use crate::filter::{self, Lease, Policy};
+use crate::icmp;
+use crate::packet::{Dropped, Header};
+use crate::routing::Routing;
+use crate::segment::{self, Coalescer, SuperPacket, VnetHeader};
+use crate::shard::cid::{self, CidKey, ShardCids};
+use crate::shard::link::{LEAST_INNER_MTU_BYTES, Link, Sent, kind};
+use crate::shard::mailbox::{EVENTS, Established, Event, Inspection, LinkId, Protocol};
+use crate::shard::timers::Timers;
+use crate::stats::ShardStats;
+use crate::transport::{ClientTransport, ServerTransport};
+
+/// Handshakes that may be under way at once; more are refused (memory stays bounded).
+const MOST_HANDSHAKES: usize = 256;
+/// How long one full link may hold up the device before its packets are dropped instead.
+const MOST_HOLD_UP: std::time::Duration = std::time::Duration::from_millis(5);
+/// Label of the exported value that proofs and challenges are bound to (RFC 5705).
+const EXPORTER_LABEL: &[u8] = b"EXPORTER-culvert/1";
+
+/// Which end this is.
+#[derive(Clone, Debug)]
+pub enum Role {
+    /// One session at a time carries everything the device gives.
+    Client,
+    /// Sessions by inner address.
+    Gateway {
+        /// Keys and trust.
+        transport: ServerTransport,
+        /// Inner address → link, shared by all shards.
+        routing: Routing,
+        /// Which packets may cross.
+        policy: Arc<Policy>,
+    },
+}
+
+/// What another shard of this gateway must take over.
+#[derive(Debug)]
+pub enum Handover {
+    /// A packet for one of its links.
+    Packet {
+        /// The link.
+        link: LinkId,
+        /// The packet.
+        packet: Bytes,
+    },
+    /// A datagram for one of its connections.
+    Datagram {
+        /// The shard that owns the connection.
+        shard: u8,
+        /// Who sent it.
+        remote: SocketAddr,
+        /// Its ECN mark.
+        ecn: Option<EcnCodepoint>,
+        /// The UDP payload.
+        payload: BytesMut,
+    },
+}
+
+/// The state of one shard.
+#[derive(Debug)]
+pub struct Engine {
+    shard: u8,
+    shards: u8,
+    role: Role,
+    cids: CidKey,
+    endpoint: Endpoint,
+    /// By QUIC's connection handle.
+    links: Vec<Option<Link>>,
+    by_serial: HashMap<u64, usize>,
+    next_serial: u64,
+    handshakes: usize,
+    timers: Timers,
+    touched: Vec<usize>,
+    sending: VecDeque<usize>,
+    responses: VecDeque<(Transmit, Vec<u8>)>,
+    events: VecDeque<Event>,
+    starved: Vec<usize>,
+    handovers: Vec<Handover>,
+    to_device: Coalescer,
+    /// The way out of a client.
+    active: Option<usize>,
+    /// The link that holds up the device, and since when.
+    full: Option<(usize, Instant)>,
+    stats: ShardStats,
+}
+
+impl Engine {
+    /// A shard numbered `shard` of `shards`. `rng_seed` makes a test repeatable.
+    pub fn new(
+        shard: u8,
+        shards: u8,
+        role: Role,
+        cids: CidKey,
+        may_discover_mtu: bool,
+        rng_seed: Option<[u8; 32]>,
+    ) -> Self {
+        let mut config = EndpointConfig::default();
+        let generator = cids.clone();
+        config.cid_generator(move || Box::new(ShardCids { key: generator.clone(), shard })).rng_seed(rng_seed);
+        let server = match &role {
+            Role::Client => None,
+            Role::Gateway { transport, .. } => Some(transport.config.clone()),
+        };
+        Self {
+            shard,
+            shards,
+            role,
+            cids,
+            endpoint: Endpoint::new(Arc::new(config), server, may_discover_mtu, None),
+            links: Vec::new(),
+            by_serial: HashMap::new(),
+            next_serial: 0,
+            handshakes: 0,
+            timers: Timers::default(),
+            touched: Vec::new(),
+            sending: VecDeque::new(),
+            responses: VecDeque::new(),
+            events: VecDeque::new(),
+            starved: Vec::new(),
+            handovers: Vec::new(),
+            to_device: Coalescer::default(),
+            active: None,
+            full: None,
+            stats: ShardStats::default(),
+        }
+    }
+
+    // --- in: the network ---
+
+    /// Takes one UDP payload. Call [`Self::settle`] after a batch.
+    pub fn on_datagram(
+        &mut self,
+        now: Instant,
+        remote: SocketAddr,
+        local_ip: Option<IpAddr>,
+        ecn: Option<EcnCodepoint>,
+        payload: BytesMut,
+    ) {
+        self.stats.datagrams_in += 1;
+        if speaks_another_version(&payload) {
+            // One version is spoken here. Answering strangers with a list of versions would only
+            // tell a scanner that somebody is home (RFC 9000 section 6 leaves it to us).
+            self.stats.datagrams_foreign += 1;
+            return;
+        }
+        if self.shards > 1
+            && let Some(shard) = cid::destination(&payload).and_then(|cid| self.cids.shard_of(cid))
+            && shard != self.shard
+        {
+            self.handovers.push(Handover::Datagram { shard, remote, ecn, payload });
+            return;
+        }
+        let mut response = Vec::new();
+        match self.endpoint.handle(now, remote, local_ip, ecn, payload, &mut response) {
+            Some(DatagramEvent::ConnectionEvent(handle, event)) => {
+                if let Some(link) = self.links.get_mut(handle.0).and_then(Option::as_mut) {
+                    link.connection.handle_event(event);
+                    link.heard = true;
+                    self.touch(handle.0);
+                }
+            }
+            Some(DatagramEvent::NewConnection(incoming)) => self.on_incoming(now, incoming),
+            Some(DatagramEvent::Response(transmit)) => self.responses.push_back((transmit, response)),
+            None => self.stats.datagrams_foreign += 1,
+        }
+    }
+
+    fn on_incoming(&mut self, now: Instant, incoming: Incoming) {
+        self.stats.handshakes += 1;
+        let mut buffer = Vec::new();
+        if self.handshakes >= MOST_HANDSHAKES {
+            self.stats.handshakes_refused += 1;
+            self.endpoint.ignore(incoming);
+            return;
+        }
+        if !incoming.remote_address_validated() && incoming.may_retry() {
+            self.stats.retries += 1;
+            if let Ok(transmit) = self.endpoint.retry(incoming, &mut buffer) {
+                self.responses.push_back((transmit, buffer));
+            }
+            return;
+        }
+        match self.endpoint.accept(incoming, now, &mut buffer, None) {
+            Ok((handle, connection)) => {
+                self.add(now, handle, connection);
+            }
+            Err(error) => {
+                if let Some(transmit) = error.response {
+                    self.responses.push_back((transmit, buffer));
+                }
+            }
+        }
+    }
+
+    // --- in: the device ---
+
+    /// Takes one frame of the device: a packet, or a super-packet as `vnet` says.
+    pub fn on_frame(&mut self, now: Instant, vnet: &VnetHeader, frame: &[u8]) {
+        if let Err(why) = self.route_frame(now, vnet, frame) {
+            self.stats.dropped_device.count(&why);
+        }
+    }
+
+    fn route_frame(&mut self, now: Instant, vnet: &VnetHeader, frame: &[u8]) -> Result<(), Dropped> {
+        let header = Header::parse(frame)?;
+        let destination = header.dst();
+        let nobody = Dropped::NoSession { destination };
+        let index = match &self.role {
+            Role::Client => {
+                let index = self.active.ok_or(nobody)?;
+                let lease = self.links[index].as_ref().and_then(|link| link.lease).ok_or(nobody)?;
+                filter::client_out(&lease, &header)?;
+                index
+            }
+            Role::Gateway { routing, policy, .. } => {
+                policy.to_client(&header)?;
+                let id = routing.load().get(destination).ok_or(nobody)?;
+                if id.shard != self.shard {
+                    let handovers = &mut self.handovers;
+                    segment::split(vnet, frame, &mut |packet| handovers.push(Handover::Packet { link: id, packet }))?;
+                    return Ok(());
+                }
+                *self.by_serial.get(&id.serial).ok_or(nobody)?
+            }
+        };
+        let link = self.links[index].as_mut().ok_or(nobody)?;
+        let max_bytes = link.datagram_bytes();
+        let mut too_big = None;
+        segment::split(vnet, frame, &mut |packet| {
+            if let Sent::TooBig { mtu_bytes, packet } = link.send_packet(packet, &header, max_bytes) {
+                // One answer a frame is enough for its sender.
+                too_big.get_or_insert((packet, mtu_bytes));
+            }
+        })?;
+        if !link.lossy && !link.has_room() && self.full.is_none() {
+            self.full = Some((index, now));
+        }
+        self.queue(index);
+        if let Some((packet, mtu_bytes)) = too_big {
+            self.answer_too_big(index, &packet, &header, mtu_bytes);
+        }
+        Ok(())
+    }
+
+    /// A packet that another shard has routed and checked.
+    pub fn on_handed_packet(&mut self, id: LinkId, packet: Bytes) {
+        let sent = || -> Result<(usize, Header, Bytes), Dropped> {
+            let header = Header::parse(&packet)?;
+            let nobody = Dropped::NoSession { destination: header.dst() };
+            Ok((*self.by_serial.get(&id.serial).ok_or(nobody)?, header, packet.clone()))
+        }();
+        match sent {
+            Ok((index, header, packet)) => {
+                let Some(link) = self.links[index].as_mut() else { return };
+                let max_bytes = link.datagram_bytes();
+                let sent = link.send_packet(packet, &header, max_bytes);
+                self.queue(index);
+                if let Sent::TooBig { mtu_bytes, packet } = sent {
+                    self.answer_too_big(index, &packet, &header, mtu_bytes);
+                }
+            }
+            Err(why) => self.stats.dropped_device.count(&why),
+        }
+    }
+
+    /// Tells the sender of a device packet, through the device, how large it may be.
+    fn answer_too_big(&mut self, index: usize, packet: &Bytes, header: &Header, mtu_bytes: u16) {
+        // The answer comes from the address that was asked for: any other source would fail the
+        // host's reverse-path check, and our own is a martian when it arrives on the device.
+        let answer = match header.dst() {
+            IpAddr::V4(asked) => icmp::too_big(packet, mtu_bytes, asked, None),
+            IpAddr::V6(asked) => icmp::too_big(packet, mtu_bytes, Ipv4Addr::UNSPECIFIED, Some(asked)),
+        };
+        if let Some(answer) = answer {
+            self.to_device.push(answer);
+            if let Some(link) = self.links[index].as_mut() {
+                link.too_big_answers += 1;
+            }
+        }
+    }
+
+    /// False while a full queue should be drained before the device is read again.
+    pub fn wants_device(&mut self, now: Instant) -> bool {
+        let Some((index, since)) = self.full else { return true };
+        let Some(link) = self.links[index].as_mut() else {
+            self.full = None;
+            return true;
+        };
+        if link.has_room() {
+            self.full = None;
+            return true;
+        }
+        // A client has one way out: holding up the device is the right back-pressure. A gateway
+        // must not let one slow client hold up the others.
+        if matches!(self.role, Role::Gateway { .. }) && now >= since + MOST_HOLD_UP {
+            link.lossy = true;
+            self.full = None;
+            return true;
+        }
+        false
+    }
+
+    // --- in: the control plane ---
+
+    /// Opens a connection.
+    pub fn dial(
+        &mut self,
+        now: Instant,
+        remote: SocketAddr,
+        server_name: &str,
+        transport: ClientTransport,
+    ) -> Result<LinkId, Down> {
+        match self.endpoint.connect(now, transport.config, remote, server_name) {
+            Ok((handle, connection)) => Ok(self.add(now, handle, connection)),
+            // Every cause is a bad address or name; the caller has checked both.
+            Err(_) => Err(Down::NoAnswer),
+        }
+    }
+
+    /// Sends one frame on the link's control stream.
+    pub fn send_frame(&mut self, id: LinkId, frame: Vec<u8>) {
+        self.with(id, |link| link.send_frame(frame));
+    }
+
+    /// Opens the link for inner packets.
+    pub fn admit(&mut self, id: LinkId, lease: Lease) {
+        let Some(index) = self.with(id, |link| link.lease = Some(lease)) else { return };
+        match &self.role {
+            Role::Client => self.active = Some(index),
+            Role::Gateway { routing, .. } => routing.insert(lease, id),
+        }
+    }
+
+    /// Closes the link.
+    pub fn close(&mut self, now: Instant, id: LinkId, code: Close, reason: String) {
+        let Some(index) = self.with(id, |link| link.close(now, code, reason)) else { return };
+        self.report(index, Down::Local(code));
+    }
+
+    /// Sends an echo request.
+    pub fn echo(&mut self, now: Instant, id: LinkId) {
+        self.with(id, |link| link.send_echo(now));
+    }
+
+    /// The socket was replaced: every peer must learn the new address.
+    pub fn on_rebind(&mut self) {
+        for index in 0..self.links.len() {
+            if let Some(link) = self.links[index].as_mut() {
+                link.connection.local_address_changed();
+                self.touch(index);
+            }
+        }
+    }
+
+    /// Closes everything at once.
+    pub fn stop(&mut self, now: Instant, code: Close, reason: &str) {
+        for index in 0..self.links.len() {
+            if let Some(link) = self.links[index].as_mut() {
+                link.connection.close(now, VarInt::from_u32(code.code()), Bytes::copy_from_slice(reason.as_bytes()));
+                self.touch(index);
+                self.report(index, Down::Local(code));
+            }
+        }
+    }
+
+    /// Answers with the counters.
+    pub fn inspect(&mut self, reply: oneshot::Sender<Inspection>) {
+        let links = self.links.iter_mut().flatten().filter(|link| !link.reported);
+        let links = links.map(|link| (link.id, link.stats())).collect();
+        _ = reply.send(Inspection { shard: self.stats, links });
+    }
+
+    /// Counters that the loop itself moves.
+    pub fn stats_mut(&mut self) -> &mut ShardStats {
+        &mut self.stats
+    }
+
+    // --- time ---
+
+    /// When [`Self::on_timeout`] is due.
+    pub fn poll_timeout(&mut self) -> Option<Instant> {
+        let held_up = match self.role {
+            Role::Gateway { .. } => self.full.map(|(_, since)| since + MOST_HOLD_UP),
+            Role::Client => None,
+        };
+        [self.timers.next(), held_up].into_iter().flatten().min()
+    }
+
+    /// Fires what is due.
+    pub fn on_timeout(&mut self, now: Instant) {
+        while let Some(index) = self.timers.expired(now) {
+            let Some(link) = self.links[index].as_mut() else { continue };
+            let ended = link.on_timeout(now);
+            self.touch(index);
+            if let Some(down) = ended {
+                self.report(index, down);
+            }
+        }
+        self.settle(now);
+    }
+
+    /// Takes what QUIC has to say about every link that was touched.
+    pub fn settle(&mut self, now: Instant) {
+        while let Some(index) = self.touched.pop() {
+            if let Some(link) = self.links[index].as_mut() {
+                link.touched = false;
+                self.settle_link(now, index);
+            }
+        }
+    }
+
+    fn settle_link(&mut self, now: Instant, index: usize) {
+        loop {
+            let Some(link) = self.links[index].as_mut() else { return };
+            if let Some(event) = link.connection.poll_endpoint_events() {
+                let drained = event.is_drained();
+                let answer = self.endpoint.handle_event(ConnectionHandle(index), event);
+                if drained {
+                    self.remove(index);
+                    return;
+                }
+                if let (Some(event), Some(link)) = (answer, self.links[index].as_mut()) {
+                    link.connection.handle_event(event);
+                }
+                continue;
+            }
+            let Some(event) = link.connection.poll() else { break };
+            match event {
+                QuicEvent::Connected => self.on_connected(now, index),
+                QuicEvent::ConnectionLost { reason } => {
+                    let down = down(&reason, link.heard);
+                    self.report(index, down);
+                }
+                QuicEvent::Stream(StreamEvent::Opened { .. }) => {
+                    link.accept_control();
+                    self.read_control(now, index);
+                }
+                QuicEvent::Stream(StreamEvent::Readable { .. }) => self.read_control(now, index),
+                QuicEvent::Stream(StreamEvent::Writable { .. }) => link.write_control(),
+                QuicEvent::Stream(StreamEvent::Finished { .. }) => link.finish_closing(now),
+                _ => {}
+            }
+        }
+        self.read_datagrams(now, index);
+        let Some(link) = self.links[index].as_mut() else { return };
+        let remote = link.connection.remote_address();
+        if remote != link.remote {
+            link.remote = remote;
+            self.events.push_back(Event::Moved { link: link.id, remote });
+        }
+        self.watch_mtu(index);
+        self.queue(index);
+    }
+
+    // --- out ---
+
+    /// Writes the next transmit into `buffer` (cleared first), at most `segments` datagrams.
+    pub fn poll_transmit(&mut self, now: Instant, segments: usize, buffer: &mut Vec<u8>) -> Option<Transmit> {
+        buffer.clear();
+        if let Some((transmit, bytes)) = self.responses.pop_front() {
+            buffer.extend_from_slice(&bytes);
+            self.stats.datagrams_out += 1;
+            return Some(transmit);
+        }
+        while let Some(index) = self.sending.pop_front() {
+            let Some(link) = self.links[index].as_mut() else { continue };
+            link.queued = false;
+            let mtu = usize::from(link.connection.current_mtu()).max(1);
+            // One sendmsg takes less than 64 KiB, IP and UDP headers included.
+            let most = segments.min(65_000 / mtu).max(1);
+            let transmit = link.connection.poll_transmit(now, most, buffer);
+            if link.lossy && link.has_room() {
+                link.lossy = false;
+            }
+            let due = link.poll_timeout();
+            self.timers.set(index, due);
+            if let Some(transmit) = transmit {
+                self.queue(index); // behind the others
+                self.stats.datagrams_out += transmit.segment_size.map_or(1, |size| transmit.size.div_ceil(size)) as u64;
+                return Some(transmit);
+            }
+            // Sending can end a connection or retire IDs.
+            if self.links[index].as_ref().is_some_and(|link| link.connection.is_drained()) {
+                self.touch(index);
+            }
+        }
+        None
+    }
+
+    /// What the device should write. Call [`Self::clear_frames`] when it has.
+    pub fn frames(&mut self) -> &[SuperPacket] {
+        self.to_device.frames()
+    }
+
+    /// Forgets the frames.
+    pub fn clear_frames(&mut self) {
+        self.to_device.clear();
+    }
+
+    /// The next event for the control plane.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// Gives back an event that the control plane had no room for.
+    pub fn unpoll_event(&mut self, event: Event) {
+        self.events.push_front(event);
+    }
+
+    /// Reads the control streams that waited for the control plane to catch up.
+    pub fn resume_control(&mut self, now: Instant) {
+        if self.events.len() < EVENTS / 2 {
+            for index in std::mem::take(&mut self.starved) {
+                self.read_control(now, index);
+                self.queue(index);
+            }
+        }
+    }
+
+    /// What other shards must take over.
+    pub fn take_handovers(&mut self) -> Vec<Handover> {
+        std::mem::take(&mut self.handovers)
+    }
+
+    /// The inner MTU of the client's active link, for its device.
+    pub fn active_mtu(&self) -> Option<u16> {
+        self.active.and_then(|index| self.links[index].as_ref()).map(|link| link.inner_mtu_bytes)
+    }
+
+    // --- inside ---
+
+    fn add(&mut self, now: Instant, handle: ConnectionHandle, connection: quinn_proto::Connection) -> LinkId {
+        let id = LinkId { shard: self.shard, serial: self.next_serial };
+        self.next_serial += 1;
+        self.handshakes += 1;
+        if self.links.len() <= handle.0 {
+            self.links.resize_with(handle.0 + 1, || None);
+        }
+        self.links[handle.0] = Some(Link::new(id, connection, now));
+        self.by_serial.insert(id.serial, handle.0);
+        self.touch(handle.0);
+        id
+    }
+
+    fn remove(&mut self, index: usize) {
+        self.report(index, Down::TimedOut);
+        self.timers.set(index, None);
+        if let Some(link) = self.links[index].take() {
+            self.by_serial.remove(&link.id.serial);
+        }
+    }
+
+    /// Tells the end of a link once, and takes its traffic away.
+    fn report(&mut self, index: usize, down: Down) {
+        let Some(link) = self.links[index].as_mut() else { return };
+        if std::mem::replace(&mut link.reported, true) {
+            return;
+        }
+        if link.protocol.is_none() {
+            self.handshakes -= 1;
+        }
+        if let Some(lease) = link.lease.take()
+            && let Role::Gateway { routing, .. } = &self.role
+        {
+            routing.remove(lease, link.id);
+        }
+        if self.active == Some(index) {
+            self.active = None;
+        }
+        let stats = Box::new(link.stats());
+        let established = link.protocol.is_some();
+        self.events.push_back(Event::Closed { link: link.id, down, remote: link.remote, established, stats });
+    }
+
+    fn with(&mut self, id: LinkId, act: impl FnOnce(&mut Link)) -> Option<usize> {
+        let &index = self.by_serial.get(&id.serial)?;
+        let link = self.links[index].as_mut().filter(|link| !link.reported)?;
+        act(link);
+        self.touch(index);
+        Some(index)
+    }
+
+    fn touch(&mut self, index: usize) {
+        if let Some(link) = self.links[index].as_mut()
+            && !std::mem::replace(&mut link.touched, true)
+        {
+            self.touched.push(index);
+        }
+    }
+
+    fn queue(&mut self, index: usize) {
+        if let Some(link) = self.links[index].as_mut()
+            && !std::mem::replace(&mut link.queued, true)
+        {
+            self.sending.push_back(index);
+        }
+    }
+
+    fn on_connected(&mut self, now: Instant, index: usize) {
+        let Some(link) = self.links[index].as_mut() else { return };
+        let session = link.connection.crypto_session();
+        let data = session.handshake_data().and_then(|data| data.downcast::<HandshakeData>().ok());
+        let protocol = data.and_then(|data| data.protocol).and_then(|name| Protocol::from_alpn(&name));
+        let peer_chain: Vec<CertificateDer<'static>> =
+            session.peer_identity().and_then(|chain| chain.downcast().ok()).map_or_else(Vec::new, |chain| *chain);
+        let mut exporter = [0; 32];
+        let exported = session.export_keying_material(&mut exporter, EXPORTER_LABEL, &[]);
+        let (Some(protocol), Ok(())) = (protocol, exported) else {
+            // TLS refuses a foreign ALPN by itself; this is a peer that offered none.
+            link.close(now, Close::Version, "no common protocol".into());
+            self.report(index, Down::Local(Close::Version));
+            return;
+        };
+        link.protocol = Some(protocol);
+        self.handshakes -= 1;
+        if matches!(self.role, Role::Client) {
+            link.open_control();
+        }
+        let handshake = now.saturating_duration_since(link.began);
+        let (id, remote) = (link.id, link.remote);
+        self.events.push_back(Event::Established(Established {
+            link: id,
+            remote,
+            protocol,
+            peer_chain,
+            exporter,
+            handshake,
+        }));
+    }
+
+    fn read_control(&mut self, now: Instant, index: usize) {
+        let room = EVENTS.saturating_sub(self.events.len());
+        let Some(link) = self.links[index].as_mut().filter(|link| !link.reported) else { return };
+        let mut frames = Vec::new();
+        let outcome = if room == 0 { Ok(true) } else { link.read_control(room.min(16), &mut frames) };
+        let id = link.id;
+        self.events.extend(frames.into_iter().map(|payload| Event::Frame { link: id, payload }));
+        match outcome {
+            Ok(false) => {}
+            Ok(true) => self.starved.push(index),
+            Err(code) => self.close(now, id, code, "unreadable control frame".into()),
+        }
+    }
+
+    fn read_datagrams(&mut self, now: Instant, index: usize) {
+        let Some(link) = self.links[index].as_mut() else { return };
+        while let Some(payload) = link.connection.datagrams().recv() {
+            if let Err(why) = take_payload(&self.role, link, now, payload, &mut self.to_device, &mut self.events) {
+                link.dropped_in.count(&why);
+            }
+        }
+    }
+
+    fn watch_mtu(&mut self, index: usize) {
+        let Some(link) = self.links[index].as_mut() else { return };
+        if link.lease.is_none() {
+            return;
+        }
+        let bytes = u16::try_from(link.datagram_bytes()).unwrap_or(u16::MAX).max(LEAST_INNER_MTU_BYTES);
+        if bytes != link.inner_mtu_bytes {
+            link.inner_mtu_bytes = bytes;
+            self.events.push_back(Event::InnerMtu { link: link.id, mtu_bytes: bytes });
+        }
+    }
+}
+
+/// One DATAGRAM payload: a packet for the device, an echo, or half a packet.
+fn take_payload(
+    role: &Role,
+    link: &mut Link,
+    now: Instant,
+    payload: Bytes,
+    to_device: &mut Coalescer,
+    events: &mut VecDeque<Event>,
+) -> Result<(), Dropped> {
+    let &first = payload.first().ok_or(Dropped::Malformed { len: 0 })?;
+    let packet = match first {
+        kind::ECHO => {
+            if let Some(rtt) = link.on_echo(now, &payload)? {
+                events.push_back(Event::Echo { link: link.id, rtt });
+            }
+            return Ok(());
+        }
+        kind::PIECE => match link.on_piece(now, &payload)? {
+            Some(whole) => whole,
+            None => return Ok(()),
+        },
+        _ if matches!(first >> 4, 4 | 6) => payload,
+        _ => return Err(Dropped::UnknownKind { kind: first }),
+    };
+    let header = Header::parse(&packet)?;
+    let lease = link.lease.ok_or(Dropped::NoSession { destination: header.dst() })?;
+    match role {
+        Role::Client => filter::client_in(&lease, &header)?,
+        Role::Gateway { policy, .. } => policy.from_client(&lease, &header)?,
+    }
+    link.received.count(packet.len());
+    to_device.push(packet);
+    Ok(())
+}
+
+/// True for a QUIC long header of a version that is not 1 (RFC 8999 section 5.1).
+fn speaks_another_version(datagram: &[u8]) -> bool {
+    const VERSION_1: [u8; 4] = [0, 0, 0, 1];
+    datagram.first().is_some_and(|first| first & 0x80 != 0) && datagram.get(1..5) != Some(&VERSION_1[..])
+}
+
+fn down(reason: &ConnectionError, heard: bool) -> Down {
+    let transport = |code: u64, local: bool| match code {
+        // RFC 9001 section 4.8: 0x0100 and the TLS alert.
+        0x100..=0x1ff => Down::Tls { alert: (code & 0xff) as u8, local },
+        _ => Down::Transport(code),
+    };
+    match reason {
+        ConnectionError::VersionMismatch => Down::VersionMismatch,
+        ConnectionError::TransportError(error) => transport(error.code.into(), true),
+        ConnectionError::ConnectionClosed(close) => transport(close.error_code.into(), false),
+        ConnectionError::ApplicationClosed(close) => match Close::from_code(close.error_code.into_inner()) {
+            Some(code) => Down::Peer { code, reason: printable(&close.reason) },
+            None => Down::PeerUnknown(close.error_code.into_inner()),
+        },
+        ConnectionError::Reset => Down::Reset,
+        ConnectionError::TimedOut if heard => Down::TimedOut,
+        ConnectionError::TimedOut => Down::NoAnswer,
+        ConnectionError::LocallyClosed | ConnectionError::CidsExhausted => Down::Local(Close::Internal),
+    }
+}
+
+/// A peer's words: at most 256 bytes, control characters replaced.
+fn printable(reason: &[u8]) -> String {
+    let text = String::from_utf8_lossy(&reason[..reason.len().min(256)]);
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}

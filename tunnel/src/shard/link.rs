@@ -1,0 +1,364 @@
+//! One connection of a shard: QUIC state, control stream, lease and counters.
+//!
+//! Pure: it takes packets, stream bytes and `now`; the engine moves what comes out.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use quinn_proto::{Connection, Dir, SendDatagramError, StreamId, VarInt};
+
+use crate::close::{Close, Down};
+use crate::control::FrameReader;
+use crate::filter::Lease;
+use crate::packet::{Dropped, Header};
+use crate::pieces::{self, Joiner};
+use crate::shard::mailbox::{LinkId, Protocol};
+use crate::stats::{Drops, Flow, LinkStats};
+
+/// The least inner packet that every link carries (RFC 8200 section 5); smaller paths split it.
+pub const LEAST_INNER_MTU_BYTES: u16 = 1280;
+/// A handshake that takes longer has failed (product.md 5.4, E104: "No reply for 5 s").
+pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a close waits for the frames before it to be acknowledged.
+const LINGER: Duration = Duration::from_millis(500);
+/// Below this much room the device is not read: one super-packet and its bookkeeping.
+const ROOM_FOR_A_FRAME_BYTES: usize = 128 * 1024;
+
+/// Kind bytes of a DATAGRAM payload that is no IP packet.
+pub(crate) mod kind {
+    /// The in-tunnel health check.
+    pub(crate) const ECHO: u8 = 0x01;
+    /// Half of a split packet.
+    pub(crate) const PIECE: u8 = 0x02;
+}
+
+/// Echo payload: kind, direction, nonce.
+const ECHO_BYTES: usize = 10;
+const ECHO_REQUEST: u8 = 0;
+const ECHO_REPLY: u8 = 1;
+
+/// What became of an outgoing packet.
+#[derive(Debug)]
+pub(crate) enum Sent {
+    /// It is queued.
+    Queued,
+    /// It is larger than the path carries: tell its sender.
+    TooBig {
+        /// What would have crossed.
+        mtu_bytes: u16,
+        /// The packet, for the answer to quote.
+        packet: Bytes,
+    },
+    /// Dropped and counted.
+    Dropped,
+}
+
+#[derive(Debug)]
+pub(crate) struct Link {
+    pub(crate) id: LinkId,
+    pub(crate) connection: Connection,
+    pub(crate) remote: SocketAddr,
+    pub(crate) began: Instant,
+    pub(crate) protocol: Option<Protocol>,
+    /// A datagram of the peer has arrived.
+    pub(crate) heard: bool,
+    /// The end has been told to the control plane.
+    pub(crate) reported: bool,
+    pub(crate) lease: Option<Lease>,
+    /// The inner MTU last told to the control plane.
+    pub(crate) inner_mtu_bytes: u16,
+    /// In the engine's queue of links to transmit for.
+    pub(crate) queued: bool,
+    /// In the engine's list of links to settle.
+    pub(crate) touched: bool,
+    /// Its datagram queue has been full for long: drop instead of holding up the device.
+    pub(crate) lossy: bool,
+    stream: Option<StreamId>,
+    reader: FrameReader,
+    outgoing: VecDeque<Bytes>,
+    wrote: bool,
+    closing: Option<Closing>,
+    joiner: Joiner,
+    next_piece: u16,
+    echo: Option<(u64, Instant)>,
+    pub(crate) sent: Flow,
+    pub(crate) received: Flow,
+    pub(crate) dropped_out: Drops,
+    pub(crate) dropped_in: Drops,
+    pub(crate) split: u64,
+    pub(crate) too_big_answers: u64,
+}
+
+#[derive(Debug)]
+struct Closing {
+    code: Close,
+    reason: String,
+    by: Instant,
+}
+
+impl Link {
+    pub(crate) fn new(id: LinkId, connection: Connection, now: Instant) -> Self {
+        Self {
+            id,
+            remote: connection.remote_address(),
+            connection,
+            began: now,
+            protocol: None,
+            heard: false,
+            reported: false,
+            lease: None,
+            inner_mtu_bytes: 0,
+            queued: false,
+            touched: false,
+            lossy: false,
+            stream: None,
+            reader: FrameReader::default(),
+            outgoing: VecDeque::new(),
+            wrote: false,
+            closing: None,
+            joiner: Joiner::default(),
+            next_piece: 0,
+            echo: None,
+            sent: Flow::default(),
+            received: Flow::default(),
+            dropped_out: Drops::default(),
+            dropped_in: Drops::default(),
+            split: 0,
+            too_big_answers: 0,
+        }
+    }
+
+    /// When the link wants [`Self::on_timeout`].
+    pub(crate) fn poll_timeout(&mut self) -> Option<Instant> {
+        let handshake = (self.protocol.is_none() && !self.reported).then(|| self.began + HANDSHAKE_TIMEOUT);
+        let linger = self.closing.as_ref().map(|closing| closing.by);
+        [self.connection.poll_timeout(), handshake, linger].into_iter().flatten().min()
+    }
+
+    /// Lets QUIC's timers fire. Returns why the link ends, if time ended it.
+    pub(crate) fn on_timeout(&mut self, now: Instant) -> Option<Down> {
+        self.connection.handle_timeout(now);
+        if self.protocol.is_none() && !self.reported && now >= self.began + HANDSHAKE_TIMEOUT {
+            self.connection.close(now, VarInt::from_u32(Close::Timeout.code()), Bytes::new());
+            return Some(if self.heard { Down::TimedOut } else { Down::NoAnswer });
+        }
+        if self.closing.as_ref().is_some_and(|closing| now >= closing.by) {
+            self.finish_closing(now);
+        }
+        None
+    }
+
+    /// The client's side of opening the control stream.
+    pub(crate) fn open_control(&mut self) {
+        self.stream = self.connection.streams().open(Dir::Bi);
+        self.write_control();
+    }
+
+    /// The gateway's side: takes the stream that the client opened.
+    pub(crate) fn accept_control(&mut self) {
+        if self.stream.is_none() {
+            self.stream = self.connection.streams().accept(Dir::Bi);
+            self.write_control();
+        }
+    }
+
+    /// Queues one encoded frame.
+    pub(crate) fn send_frame(&mut self, frame: Vec<u8>) {
+        if self.closing.is_none() {
+            self.outgoing.push_back(frame.into());
+            self.write_control();
+        }
+    }
+
+    /// Writes as much as flow control lets through.
+    pub(crate) fn write_control(&mut self) {
+        let Some(id) = self.stream else { return };
+        while let Some(frame) = self.outgoing.front_mut() {
+            match self.connection.send_stream(id).write(frame) {
+                Ok(0) | Err(_) => return,
+                Ok(n) => {
+                    self.wrote = true;
+                    _ = frame.split_to(n);
+                    if frame.is_empty() {
+                        self.outgoing.pop_front();
+                    }
+                }
+            }
+        }
+        if self.closing.is_some() {
+            _ = self.connection.send_stream(id).finish();
+        }
+    }
+
+    /// Reads whole frames off the control stream, at most `limit`; true when more may be there.
+    pub(crate) fn read_control(&mut self, limit: usize, frames: &mut Vec<Vec<u8>>) -> Result<bool, Close> {
+        let Some(id) = self.stream else { return Ok(false) };
+        loop {
+            while frames.len() < limit {
+                match self.reader.next_frame() {
+                    Ok(Some(frame)) => frames.push(frame),
+                    Ok(None) => break,
+                    Err(error) => return Err(error.close().unwrap_or(Close::Malformed)),
+                }
+            }
+            if frames.len() >= limit {
+                return Ok(true);
+            }
+            let mut stream = self.connection.recv_stream(id);
+            let Ok(mut chunks) = stream.read(true) else { return Ok(false) };
+            let chunk = chunks.next(4096);
+            _ = chunks.finalize();
+            match chunk {
+                Ok(Some(chunk)) => self.reader.push(&chunk.bytes),
+                Ok(None) | Err(_) => return Ok(false),
+            }
+        }
+    }
+
+    /// Begins to close: at once, or as soon as the frames before it are acknowledged.
+    pub(crate) fn close(&mut self, now: Instant, code: Close, mut reason: String) {
+        if self.closing.is_some() || self.connection.is_closed() {
+            return;
+        }
+        let mut end = reason.len().min(256);
+        while !reason.is_char_boundary(end) {
+            end -= 1;
+        }
+        reason.truncate(end);
+        self.closing = Some(Closing { code, reason, by: now + LINGER });
+        if self.wrote {
+            self.write_control();
+        } else {
+            self.finish_closing(now);
+        }
+    }
+
+    /// Sends the CONNECTION_CLOSE that [`Self::close`] announced.
+    pub(crate) fn finish_closing(&mut self, now: Instant) {
+        if let Some(closing) = self.closing.take() {
+            self.connection.close(now, VarInt::from_u32(closing.code.code()), closing.reason.into());
+        }
+    }
+
+    /// Largest inner packet that crosses in one datagram now; 0 before the handshake.
+    pub(crate) fn datagram_bytes(&mut self) -> usize {
+        self.connection.datagrams().max_size().unwrap_or(0)
+    }
+
+    /// True when the queue has room for one more frame of the device.
+    pub(crate) fn has_room(&mut self) -> bool {
+        self.connection.datagrams().send_buffer_space() >= ROOM_FOR_A_FRAME_BYTES
+    }
+
+    /// Queues one inner packet for the peer. `header` is that of its flow (of the super-packet it
+    /// was cut from), `max_bytes` is [`Self::datagram_bytes`].
+    pub(crate) fn send_packet(&mut self, packet: Bytes, header: &Header, max_bytes: usize) -> Sent {
+        let len = packet.len();
+        if len <= max_bytes {
+            return self.send_datagram(packet, len);
+        }
+        // IPv6 promises 1,280 bytes, and an IPv4 packet without DF may be divided by any router.
+        let may_split = len <= usize::from(LEAST_INNER_MTU_BYTES) || !header.dont_fragment();
+        if may_split {
+            self.next_piece = self.next_piece.wrapping_add(1);
+            if let Some([first, second]) = pieces::split_in_two(&packet, self.next_piece, max_bytes) {
+                self.split += 1;
+                if self.enqueue(first) && self.enqueue(second) {
+                    self.sent.count(len);
+                    return Sent::Queued;
+                }
+                return Sent::Dropped;
+            }
+        }
+        let mtu_bytes = u16::try_from(max_bytes).unwrap_or(u16::MAX).max(LEAST_INNER_MTU_BYTES);
+        self.dropped_out.count(&Dropped::TooBig { len, mtu_bytes });
+        Sent::TooBig { mtu_bytes, packet }
+    }
+
+    fn send_datagram(&mut self, packet: Bytes, len: usize) -> Sent {
+        if self.enqueue(packet) {
+            self.sent.count(len);
+            Sent::Queued
+        } else {
+            Sent::Dropped
+        }
+    }
+
+    fn enqueue(&mut self, datagram: Bytes) -> bool {
+        match self.connection.datagrams().send(datagram, false) {
+            Ok(()) => true,
+            Err(SendDatagramError::Blocked(_) | SendDatagramError::TooLarge) => {
+                self.dropped_out.count(&Dropped::QueueFull);
+                false
+            }
+            Err(SendDatagramError::UnsupportedByPeer | SendDatagramError::Disabled) => {
+                self.dropped_out.count(&Dropped::UnknownKind { kind: 0 });
+                false
+            }
+        }
+    }
+
+    /// Sends an echo request.
+    pub(crate) fn send_echo(&mut self, now: Instant) {
+        let nonce = self.echo.map_or(1, |(nonce, _)| nonce + 1);
+        self.echo = Some((nonce, now));
+        self.enqueue(echo(ECHO_REQUEST, nonce));
+    }
+
+    /// Takes an echo payload. Returns the round-trip time when it answers our latest request.
+    pub(crate) fn on_echo(&mut self, now: Instant, payload: &[u8]) -> Result<Option<Duration>, Dropped> {
+        let malformed = Dropped::Malformed { len: payload.len() };
+        let payload: &[u8; ECHO_BYTES] = payload.try_into().map_err(|_| malformed)?;
+        let nonce = u64::from_be_bytes(payload[2..].try_into().map_err(|_| malformed)?);
+        match payload[1] {
+            ECHO_REQUEST => {
+                self.enqueue(echo(ECHO_REPLY, nonce));
+                Ok(None)
+            }
+            ECHO_REPLY => Ok(match self.echo {
+                Some((asked, at)) if asked == nonce => Some(now.saturating_duration_since(at)),
+                _ => None,
+            }),
+            _ => Err(malformed),
+        }
+    }
+
+    /// Takes one half of a split packet; the whole when it is the second.
+    pub(crate) fn on_piece(&mut self, now: Instant, payload: &Bytes) -> Result<Option<Bytes>, Dropped> {
+        for _ in 0..self.joiner.expire(now) {
+            self.dropped_in.count(&Dropped::Unjoined);
+        }
+        self.joiner.on_piece(now, payload)
+    }
+
+    /// The counters now.
+    pub(crate) fn stats(&mut self) -> LinkStats {
+        let quic = self.connection.stats();
+        let room = self.connection.datagrams().send_buffer_space();
+        LinkStats {
+            sent: self.sent,
+            received: self.received,
+            dropped_out: self.dropped_out,
+            dropped_in: self.dropped_in,
+            split: self.split,
+            too_big_answers: self.too_big_answers,
+            rtt: quic.path.rtt,
+            quic_sent: quic.path.sent_packets,
+            quic_lost: quic.path.lost_packets,
+            black_holes: quic.path.black_holes_detected,
+            path_mtu_bytes: quic.path.current_mtu,
+            inner_mtu_bytes: self.inner_mtu_bytes,
+            queued_bytes: crate::transport::DATAGRAM_SEND_BYTES.saturating_sub(room) as u64,
+        }
+    }
+}
+
+fn echo(direction: u8, nonce: u64) -> Bytes {
+    let mut payload = BytesMut::with_capacity(ECHO_BYTES);
+    payload.put_u8(kind::ECHO);
+    payload.put_u8(direction);
+    payload.put_u64(nonce);
+    payload.freeze()
+}
