@@ -148,6 +148,11 @@ impl Client {
         }
     }
 
+    /// Forgets unasked events that came before the last answer: they tell of an older state.
+    pub fn forget_events(&mut self) {
+        self.held.clear();
+    }
+
     fn hold(&mut self, event: Event) {
         if self.held.len() == EVENTS_HELD {
             self.held.pop_front();
