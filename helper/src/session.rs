@@ -425,7 +425,7 @@ impl Session {
             return Some(verdict(problem));
         }
         if let Some(live) = self.live.as_mut() {
-            live.welcome = Box::new(welcome);
+            *live.welcome = welcome;
         }
         None
     }

@@ -1,5 +1,6 @@
 //! Routes in a network namespace of their own, with the kernel's real routing tables: what is in
 //! force while connected, and that nothing is left afterwards. Needs root.
+#![allow(clippy::unwrap_used, reason = "a test's helpers may panic as its body does")]
 #![cfg(target_os = "linux")]
 #![allow(unsafe_code, reason = "unshare(2) has no safe wrapper: it changes what other calls of the thread see")]
 

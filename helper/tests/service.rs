@@ -1,4 +1,5 @@
 //! The real helper on a real socket: what it answers, whom it serves, and that no caller can hurt it.
+#![allow(clippy::unwrap_used, reason = "a test's helpers may panic as its body does")]
 #![cfg(target_os = "linux")]
 
 use std::io::{BufRead, BufReader, Read, Write};

@@ -145,7 +145,7 @@ impl Drop for Routes {
         match undone.join() {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                tracing::error!(%error, "routes could not be undone; the next start tries again")
+                tracing::error!(%error, "routes could not be undone; the next start tries again");
             }
             Err(_) => tracing::error!("undoing the routes failed; the next start tries again"),
         }
