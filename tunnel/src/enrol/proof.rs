@@ -115,3 +115,55 @@ fn length_prefixed(parts: &[&[u8]]) -> Vec<u8> {
     }
     message
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_part_of_the_conversation_counts_in_both_proofs() {
+        let key = EnrolKey::from_bytes([1; 32]);
+        let changes: [fn(&mut Transcript); 4] = [
+            |t| t.server_nonce[31] ^= 1,
+            |t| t.client_nonce[31] ^= 1,
+            |t| t.csr_hash[31] ^= 1,
+            |t| t.exporter[31] ^= 1,
+        ];
+        let client = transcript().client_proof(&key).unwrap();
+        let server = transcript().server_proof(&key, &[b"leaf", b"ca"]).unwrap();
+        assert!(transcript().is_client_proof(&key, &client));
+        assert!(transcript().is_server_proof(&key, &[b"leaf", b"ca"], &server));
+        for (n, change) in changes.iter().enumerate() {
+            let mut other = transcript();
+            change(&mut other);
+            assert!(!other.is_client_proof(&key, &client), "change {n}");
+            assert!(
+                !other.is_server_proof(&key, &[b"leaf", b"ca"], &server),
+                "change {n}"
+            );
+        }
+        let other_key = EnrolKey::from_bytes([2; 32]);
+        assert!(!transcript().is_client_proof(&other_key, &client));
+        assert!(!transcript().is_server_proof(&other_key, &[b"leaf", b"ca"], &server));
+        assert!(!transcript().is_server_proof(&key, &[b"lea", b"fca"], &server));
+    }
+
+    #[test]
+    fn the_two_directions_differ_by_label() {
+        let [client, server] =
+            [CLIENT_LABEL, SERVER_LABEL].map(|label| transcript().message(label, None));
+        assert_ne!(client, server);
+        let key = EnrolKey::from_bytes([1; 32]);
+        let client = transcript().client_proof(&key).unwrap();
+        assert!(!transcript().is_server_proof(&key, &[], &client));
+    }
+
+    fn transcript() -> Transcript {
+        Transcript {
+            server_nonce: [1; 32],
+            client_nonce: [2; 32],
+            csr_hash: [3; 32],
+            exporter: [4; 32],
+        }
+    }
+}

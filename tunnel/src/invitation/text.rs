@@ -33,8 +33,12 @@ const ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
 
 /// `body` in its frame, as base32 behind `prefix`.
 pub(super) fn to_text(prefix: &str, body: &[u8]) -> String {
+    encode(prefix, VERSION, body)
+}
+
+fn encode(prefix: &str, version: u8, body: &[u8]) -> String {
     let mut frame = Zeroizing::new(Vec::with_capacity(body.len() + 16));
-    frame.push(VERSION);
+    frame.push(version);
     put_varint(&mut frame, body.len() as u64);
     frame.extend_from_slice(body);
     let checksum = checksum(&frame);
@@ -192,4 +196,97 @@ pub(super) fn take_varint(from: &mut &[u8]) -> Option<u64> {
         }
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_newer_invitation_is_told_apart_from_a_damaged_one() {
+        let newer = encode(TYPED, 2, b"anything at all");
+        assert_eq!(from_text(&newer), Err(InvitationError::UnknownVersion(2)));
+        let damaged = newer.replace("culvert10", "culvert11");
+        assert_ne!(damaged, newer);
+        assert_eq!(from_text(&damaged), Err(InvitationError::Damaged));
+    }
+
+    #[test]
+    fn a_text_that_ends_early_is_told_apart_from_a_damaged_one() {
+        let whole = to_text(LINK, &[7; 90]);
+        for end in LINK.len()..whole.len() {
+            assert_eq!(
+                from_text(&whole[..end]),
+                Err(InvitationError::Truncated),
+                "{end} characters"
+            );
+        }
+        assert_eq!(
+            from_text(&format!("{whole}0")),
+            Err(InvitationError::Damaged)
+        );
+        assert_eq!(
+            from_text(&format!("{whole}00")),
+            Err(InvitationError::Damaged)
+        );
+        assert_eq!(from_text(&LINK[..9]), Err(InvitationError::NotAnInvitation));
+    }
+
+    #[test]
+    fn what_people_and_programs_do_to_a_text_does_no_harm() {
+        let body = b"payload of some length";
+        let plain = to_text(TYPED, body);
+        let payload = &plain[TYPED.len()..];
+        let dashed: String = payload
+            .chars()
+            .flat_map(|c| [c, '-', '\u{2013}', ' '])
+            .collect();
+        let misread = payload.replace('0', "O").replace('1', "l");
+        for text in [
+            format!("culvert1-{dashed}"),
+            format!("\n <{LINK}{payload}>\r\n"),
+            format!("Culvert://Enrol/#{}\n{}", &payload[..20], &payload[20..]),
+            format!("culvert://enrol%23{payload}"),
+            format!("CULVERT1 {misread}"),
+        ] {
+            assert_eq!(
+                from_text(&text).as_deref().map(Vec::as_slice),
+                Ok(&body[..]),
+                "{text:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_length_that_no_invitation_has_is_refused_unread() {
+        let mut frame = vec![VERSION];
+        put_varint(&mut frame, u64::MAX);
+        let mut text = TYPED.to_owned();
+        push_base32(&mut text, &frame);
+        assert_eq!(from_text(&text), Err(InvitationError::Damaged));
+        let long = format!("{TYPED}{}", "0".repeat(MAX_TEXT + 1));
+        assert_eq!(from_text(&long), Err(InvitationError::Damaged));
+    }
+
+    proptest! {
+        #[test]
+        fn any_body_survives_the_text(body in proptest::collection::vec(any::<u8>(), 0..300)) {
+            prop_assert_eq!(&*from_text(&to_text(TYPED, &body)).unwrap(), &body);
+        }
+
+        #[test]
+        fn any_text_gives_an_answer(text in "(culvert1|culvert://enrol#)?.{0,80}") {
+            prop_assert!(from_text(&text).is_err());
+        }
+
+        #[test]
+        fn varints_survive(value in any::<u64>()) {
+            let mut bytes = Vec::new();
+            put_varint(&mut bytes, value);
+            let mut rest = bytes.as_slice();
+            prop_assert_eq!(take_varint(&mut rest), Some(value));
+            prop_assert!(rest.is_empty());
+        }
+    }
 }

@@ -2,6 +2,7 @@
 //! file moves.
 
 #![allow(dead_code, reason = "each test binary uses its part")]
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -11,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::BytesMut;
 use culvert_tunnel::close::Close;
 use culvert_tunnel::filter::{Lease, Policy};
-use culvert_tunnel::identity::{Authority, DeviceId, DeviceKey};
+use culvert_tunnel::identity::{Authority, Credential, DeviceId, DeviceKey};
 use culvert_tunnel::routing::Routing;
 use culvert_tunnel::segment::{self, VnetHeader};
 use culvert_tunnel::shard::cid::CidKey;
@@ -31,6 +32,7 @@ const NAME: &str = "vpn.example.org";
 /// A CA, a gateway leaf for [`NAME`] and a device certificate, as a gateway would issue them.
 pub struct Keys {
     pub authority: Authority,
+    pub leaf: Credential,
     pub server: ServerTransport,
     pub client: ClientTransport,
     pub device_chain: Vec<CertificateDer<'static>>,
@@ -48,7 +50,7 @@ pub fn keys() -> Keys {
     let issued = authority.issue_device(&key.csr("test").unwrap(), DeviceId::generate().unwrap(), now).unwrap();
     let device_chain = vec![CertificateDer::from(issued.der.clone()), ca.clone()];
     let client = ClientTransport::session(&ca, device_chain.clone(), key.private_key(), Tuning::default()).unwrap();
-    Keys { authority, server, client, device_chain, device_key: key.private_key() }
+    Keys { authority, leaf, server, client, device_chain, device_key: key.private_key() }
 }
 
 struct End {
