@@ -69,15 +69,12 @@ impl Invitation {
 
     /// The end as a time.
     pub fn expires_at(&self) -> SystemTime {
-        SystemTime::UNIX_EPOCH
-            .checked_add(Duration::from_secs(self.expires))
-            .unwrap_or(SystemTime::UNIX_EPOCH)
+        SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(self.expires)).unwrap_or(SystemTime::UNIX_EPOCH)
     }
 
     /// True once it is useless by this device's clock; the gateway's is what counts.
     pub fn is_expired(&self, now: SystemTime) -> bool {
-        now.duration_since(SystemTime::UNIX_EPOCH)
-            .is_ok_and(|since| since.as_secs() >= self.expires)
+        now.duration_since(SystemTime::UNIX_EPOCH).is_ok_and(|since| since.as_secs() >= self.expires)
     }
 
     fn body(&self) -> Zeroizing<Vec<u8>> {
@@ -100,25 +97,14 @@ impl Invitation {
         let secret = Secret::from_bytes(take(&mut body)?);
         let pin = Pin::from_bytes(take(&mut body)?);
         let expires = text::take_varint(&mut body)?;
-        let count = usize::try_from(text::take_varint(&mut body)?)
-            .ok()
-            .filter(|n| (1..=MAX_ENDPOINTS).contains(n))?;
-        let endpoints = (0..count)
-            .map(|_| take_text(&mut body).filter(|text| is_endpoint(text)))
-            .collect::<Option<Vec<_>>>()?;
+        let count = usize::try_from(text::take_varint(&mut body)?).ok().filter(|n| (1..=MAX_ENDPOINTS).contains(n))?;
+        let endpoints =
+            (0..count).map(|_| take_text(&mut body).filter(|text| is_endpoint(text))).collect::<Option<Vec<_>>>()?;
         let gateway = take_text(&mut body)?;
         let user = take_text(&mut body)?;
         let gateway = printable(&gateway).unwrap_or_default();
         let user = printable(&user).unwrap_or_default();
-        body.is_empty().then_some(Self {
-            endpoints,
-            pin,
-            id,
-            secret,
-            expires,
-            gateway,
-            user,
-        })
+        body.is_empty().then_some(Self { endpoints, pin, id, secret, expires, gateway, user })
     }
 }
 
@@ -128,9 +114,7 @@ pub fn is_endpoint(text: &str) -> bool {
     let Some((host, port)) = text.rsplit_once(':') else {
         return false;
     };
-    let in_brackets = host
-        .strip_prefix('[')
-        .and_then(|rest| rest.strip_suffix(']'));
+    let in_brackets = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
     let is_host = match in_brackets {
         Some(address) => address.parse::<Ipv6Addr>().is_ok(),
         None => !host.contains(':') && ServerName::try_from(host).is_ok(),
@@ -165,24 +149,16 @@ impl FromStr for Invitation {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvitationError {
     /// It begins like neither form.
-    #[error(
-        "this is not an invitation; paste the whole text that begins with culvert:// or culvert1"
-    )]
+    #[error("this is not an invitation; paste the whole text that begins with culvert:// or culvert1")]
     NotAnInvitation,
     /// The checksum does not fit.
-    #[error(
-        "the invitation is damaged: at least one character is wrong; copy it again, or check what was typed"
-    )]
+    #[error("the invitation is damaged: at least one character is wrong; copy it again, or check what was typed")]
     Damaged,
     /// The end is missing.
-    #[error(
-        "the invitation is not complete: its end is missing; copy all of it, also the lines below the first"
-    )]
+    #[error("the invitation is not complete: its end is missing; copy all of it, also the lines below the first")]
     Truncated,
     /// A newer program made it.
-    #[error(
-        "the invitation was made by a newer Culvert (format {0}); update Culvert on this device"
-    )]
+    #[error("the invitation was made by a newer Culvert (format {0}); update Culvert on this device")]
     UnknownVersion(u8),
 }
 
@@ -233,9 +209,7 @@ impl FromStr for InvitationId {
     type Err = InvalidId;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let bytes = HEXLOWER_PERMISSIVE
-            .decode(text.as_bytes())
-            .map_err(|_| InvalidId)?;
+        let bytes = HEXLOWER_PERMISSIVE.decode(text.as_bytes()).map_err(|_| InvalidId)?;
         Ok(Self(bytes.try_into().map_err(|_| InvalidId)?))
     }
 }
@@ -299,12 +273,7 @@ mod tests {
 
     #[test]
     fn an_endpoint_is_a_host_and_a_port() {
-        for good in [
-            "vpn.example.org:443",
-            "192.0.2.1:1",
-            "[2001:db8::1]:65535",
-            "localhost:51820",
-        ] {
+        for good in ["vpn.example.org:443", "192.0.2.1:1", "[2001:db8::1]:65535", "localhost:51820"] {
             assert!(is_endpoint(good), "{good}");
         }
         for bad in [
@@ -332,10 +301,7 @@ mod tests {
         for leak in ["5, 5", "0505", "BQUF"] {
             assert!(!shown.contains(leak), "{shown}");
         }
-        let other = Invitation {
-            secret: Secret::from_bytes([6; 16]),
-            ..invitation.clone()
-        };
+        let other = Invitation { secret: Secret::from_bytes([6; 16]), ..invitation.clone() };
         assert_ne!(other.to_link(), invitation.to_link());
         assert_ne!(other, invitation);
     }
@@ -358,32 +324,17 @@ mod tests {
 
     #[test]
     fn an_invitation_without_an_endpoint_that_works_is_refused() {
-        for endpoints in [
-            vec![],
-            vec!["no port".to_owned()],
-            vec!["a.example:443".to_owned(); MAX_ENDPOINTS + 1],
-        ] {
+        for endpoints in [vec![], vec!["no port".to_owned()], vec!["a.example:443".to_owned(); MAX_ENDPOINTS + 1]] {
             let unusable = invitation(endpoints, "Acme", "anna", 1);
-            assert_eq!(
-                unusable.to_text().parse::<Invitation>(),
-                Err(InvitationError::Damaged)
-            );
+            assert_eq!(unusable.to_text().parse::<Invitation>(), Err(InvitationError::Damaged));
         }
     }
 
     #[test]
     fn a_name_in_an_invitation_cannot_forge_a_line() {
-        let sly = invitation(
-            vec!["a.example:443".into()],
-            "Acme\n\x1b[31mOK",
-            "anna\u{202e}",
-            1,
-        );
+        let sly = invitation(vec!["a.example:443".into()], "Acme\n\x1b[31mOK", "anna\u{202e}", 1);
         let read: Invitation = sly.to_text().parse().unwrap();
-        assert_eq!(
-            (read.gateway.as_str(), read.user.as_str()),
-            ("Acme [31mOK", "anna")
-        );
+        assert_eq!((read.gateway.as_str(), read.user.as_str()), ("Acme [31mOK", "anna"));
     }
 
     proptest! {
@@ -432,9 +383,7 @@ mod tests {
 
     /// Characters that stand for the same symbol.
     fn reads_the_same(c: &str) -> String {
-        c.to_ascii_lowercase()
-            .replace('o', "0")
-            .replace(['i', 'l'], "1")
+        c.to_ascii_lowercase().replace('o', "0").replace(['i', 'l'], "1")
     }
 
     fn invitation(endpoints: Vec<String>, gateway: &str, user: &str, expires: u64) -> Invitation {
@@ -457,16 +406,14 @@ mod tests {
             ".{0,80}",
             ".{0,80}",
         )
-            .prop_map(|(endpoints, (pin, id, secret, expires), gateway, user)| {
-                Invitation {
-                    endpoints,
-                    pin: Pin::from_bytes(pin),
-                    id: InvitationId::from_bytes(id),
-                    secret: Secret::from_bytes(secret),
-                    expires,
-                    gateway: printable(&gateway).unwrap_or_default(),
-                    user: printable(&user).unwrap_or_default(),
-                }
+            .prop_map(|(endpoints, (pin, id, secret, expires), gateway, user)| Invitation {
+                endpoints,
+                pin: Pin::from_bytes(pin),
+                id: InvitationId::from_bytes(id),
+                secret: Secret::from_bytes(secret),
+                expires,
+                gateway: printable(&gateway).unwrap_or_default(),
+                user: printable(&user).unwrap_or_default(),
             })
     }
 }

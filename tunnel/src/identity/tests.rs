@@ -27,32 +27,17 @@ const NAMES: [&str; 3] = ["vpn.example.org", "192.0.2.1", "[2001:db8::1]"];
 #[test]
 fn a_client_accepts_the_gateway_under_each_of_its_names() {
     let server = authority().issue_server(&names(), now()).unwrap();
-    for name in [
-        "vpn.example.org",
-        "VPN.example.org",
-        "192.0.2.1",
-        "2001:db8::1",
-    ] {
-        assert_eq!(
-            client_sees(&authority(), &server, name, now()),
-            Ok(()),
-            "{name}"
-        );
+    for name in ["vpn.example.org", "VPN.example.org", "192.0.2.1", "2001:db8::1"] {
+        assert_eq!(client_sees(&authority(), &server, name, now()), Ok(()), "{name}");
     }
 }
 
 #[test]
 fn a_client_refuses_a_gateway_under_another_name() {
     let server = authority().issue_server(&names(), now()).unwrap();
-    for name in [
-        "evil.example.org",
-        "example.org",
-        "192.0.2.2",
-        "2001:db8::2",
-    ] {
+    for name in ["evil.example.org", "example.org", "192.0.2.2", "2001:db8::2"] {
         let seen = client_sees(&authority(), &server, name, now());
-        let Err(Error::InvalidCertificate(CertificateError::NotValidForNameContext { .. })) = seen
-        else {
+        let Err(Error::InvalidCertificate(CertificateError::NotValidForNameContext { .. })) = seen else {
             panic!("{name}: {seen:?}")
         };
     }
@@ -89,14 +74,8 @@ fn a_gateway_is_trusted_for_its_year_and_by_slow_clocks() {
 fn a_gateway_accepts_its_devices_for_90_days() {
     let issued = device(&authority());
     let leaf = CertificateDer::from(issued.der.clone());
-    assert_eq!(
-        gateway_sees(&authority(), &leaf, now() - Duration::from_secs(299)),
-        Ok(())
-    );
-    assert_eq!(
-        gateway_sees(&authority(), &leaf, now() + DEVICE_LIFETIME),
-        Ok(())
-    );
+    assert_eq!(gateway_sees(&authority(), &leaf, now() - Duration::from_secs(299)), Ok(()));
+    assert_eq!(gateway_sees(&authority(), &leaf, now() + DEVICE_LIFETIME), Ok(()));
     assert_eq!(issued.not_after, now() + DEVICE_LIFETIME);
     let Err(Error::InvalidCertificate(CertificateError::ExpiredContext { .. })) =
         gateway_sees(&authority(), &leaf, now() + DEVICE_LIFETIME + SECOND)
@@ -109,18 +88,13 @@ fn a_gateway_accepts_its_devices_for_90_days() {
 fn a_device_of_another_gateway_is_refused() {
     let other = Authority::create("Other", now()).unwrap();
     let leaf = device(&other).der.into();
-    assert_eq!(
-        gateway_sees(&authority(), &leaf, now()),
-        Err(CertificateError::UnknownIssuer.into())
-    );
+    assert_eq!(gateway_sees(&authority(), &leaf, now()), Err(CertificateError::UnknownIssuer.into()));
 }
 
 #[test]
 fn no_device_can_pose_as_a_gateway_nor_a_gateway_as_a_device() {
     let key = DeviceKey::generate().unwrap();
-    let issued = authority()
-        .issue_device(&key.csr("vpn.example.org").unwrap(), ID, now())
-        .unwrap();
+    let issued = authority().issue_device(&key.csr("vpn.example.org").unwrap(), ID, now()).unwrap();
     let posing = Credential::new(vec![issued.der.into()], key).unwrap();
     assert!(client_sees(&authority(), &posing, "vpn.example.org", now()).is_err());
     let server = authority().issue_server(&names(), now()).unwrap();
@@ -134,28 +108,18 @@ fn no_device_can_pose_as_a_gateway_nor_a_gateway_as_a_device() {
 #[test]
 fn a_device_cannot_issue_certificates() {
     let key = DeviceKey::generate().unwrap();
-    let issued = authority()
-        .issue_device(&key.csr("mac").unwrap(), ID, now())
-        .unwrap();
-    assert_eq!(
-        Authority::load(&pem_of(&issued.der), key.to_pem().expose()).unwrap_err(),
-        IdentityError::NotAuthority
-    );
+    let issued = authority().issue_device(&key.csr("mac").unwrap(), ID, now()).unwrap();
+    assert_eq!(Authority::load(&pem_of(&issued.der), key.to_pem().expose()).unwrap_err(), IdentityError::NotAuthority);
 }
 
 #[test]
 fn what_a_request_asks_for_beyond_its_key_is_ignored() {
     let key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::new(vec!["vpn.example.org".to_owned()]).unwrap();
-    params
-        .distinguished_name
-        .push(rcgen::DnType::CommonName, "root");
+    params.distinguished_name.push(rcgen::DnType::CommonName, "root");
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-    params.custom_extensions = vec![CustomExtension::from_oid_content(
-        &[1, 3, 6, 1, 4, 1, 99999, 1],
-        vec![5, 0],
-    )];
+    params.custom_extensions = vec![CustomExtension::from_oid_content(&[1, 3, 6, 1, 4, 1, 99999, 1], vec![5, 0])];
     let csr = params.serialize_request(&key).unwrap();
     let issued = authority().issue_device(csr.der(), ID, now()).unwrap();
     let read = facts::parse(&issued.der).unwrap();
@@ -165,39 +129,24 @@ fn what_a_request_asks_for_beyond_its_key_is_ignored() {
     assert!(usage.client_auth && !usage.server_auth);
     let facts = CertificateFacts::read(&issued.der).unwrap();
     assert_eq!(facts.common_name, Some(ID.to_string()));
-    assert_eq!(
-        (facts.spki, facts.serial_hex),
-        (issued.spki, issued.serial_hex)
-    );
+    assert_eq!((facts.spki, facts.serial_hex), (issued.spki, issued.serial_hex));
 }
 
 #[test]
 fn only_requests_for_p256_keys_are_accepted() {
     for algorithm in [&PKCS_ED25519, &PKCS_ECDSA_P384_SHA384, &PKCS_RSA_SHA256] {
         let key = KeyPair::generate_for(algorithm).unwrap();
-        let csr = CertificateParams::default()
-            .serialize_request(&key)
-            .unwrap();
-        assert_eq!(
-            refusal(csr.der()),
-            IdentityError::RequestKey,
-            "{algorithm:?}"
-        );
+        let csr = CertificateParams::default().serialize_request(&key).unwrap();
+        assert_eq!(refusal(csr.der()), IdentityError::RequestKey, "{algorithm:?}");
     }
 }
 
 #[test]
 fn a_request_signed_by_another_key_is_refused() {
-    let (own, other) = (
-        DeviceKey::generate().unwrap(),
-        DeviceKey::generate().unwrap(),
-    );
+    let (own, other) = (DeviceKey::generate().unwrap(), DeviceKey::generate().unwrap());
     let mut csr = own.csr("mac").unwrap();
     let [own, other] = [&own, &other].map(|key| key.pair().public_key_raw().to_vec());
-    let at = csr
-        .windows(own.len())
-        .position(|bytes| bytes == own)
-        .unwrap();
+    let at = csr.windows(own.len()).position(|bytes| bytes == own).unwrap();
     csr[at..at + own.len()].copy_from_slice(&other);
     assert_eq!(refusal(&csr), IdentityError::RequestSignature);
 }
@@ -221,10 +170,7 @@ fn files_are_read_back_as_they_were_written() {
     assert_eq!(read.certificate_der(), made.certificate_der());
     assert_eq!(read.pin(), made.pin());
     let server = read.issue_server(&names(), now()).unwrap();
-    assert_eq!(
-        client_sees(&made, &server, "vpn.example.org", now()),
-        Ok(())
-    );
+    assert_eq!(client_sees(&made, &server, "vpn.example.org", now()), Ok(()));
     let again = Credential::from_pem(&server.chain_pem(), server.key_pem().expose()).unwrap();
     assert_eq!(again.chain(), server.chain());
     assert_eq!(again.private_key(), server.private_key());
@@ -250,9 +196,7 @@ fn files_that_do_not_belong_together_are_refused() {
     let [a, b] = [(); 2].map(|()| one.issue_server(&names(), now()).unwrap());
     let joined = Credential::from_pem(&a.chain_pem(), b.key_pem().expose());
     assert_eq!(joined.unwrap_err(), IdentityError::Mismatch);
-    let rsa = KeyPair::generate_for(&PKCS_RSA_SHA256)
-        .unwrap()
-        .serialize_pem();
+    let rsa = KeyPair::generate_for(&PKCS_RSA_SHA256).unwrap().serialize_pem();
     assert_eq!(DeviceKey::from_pem(&rsa).unwrap_err(), IdentityError::Key);
 }
 
@@ -260,11 +204,7 @@ fn files_that_do_not_belong_together_are_refused() {
 fn keys_do_not_appear_in_debug_output() {
     let made = authority();
     let server = made.issue_server(&names(), now()).unwrap();
-    let shown = format!(
-        "{made:?} {:?} {server:?} {:?}",
-        made.key_pem(),
-        server.key_pem()
-    );
+    let shown = format!("{made:?} {:?} {server:?} {:?}", made.key_pem(), server.key_pem());
     for pem in [made.key_pem(), server.key_pem()] {
         let der = PrivatePem::parse(pem.expose()).unwrap();
         let decimal = format!("{:?}", &der.secret_pkcs8_der()[40..44]);
@@ -277,16 +217,10 @@ fn keys_do_not_appear_in_debug_output() {
 fn nothing_outlives_its_authority() {
     let made = Authority::create("Acme", now()).unwrap();
     let end = made.facts().not_after;
-    let issued = made.issue_device(
-        &DeviceKey::generate().unwrap().csr("mac").unwrap(),
-        ID,
-        end - Duration::from_secs(DAY),
-    );
+    let issued =
+        made.issue_device(&DeviceKey::generate().unwrap().csr("mac").unwrap(), ID, end - Duration::from_secs(DAY));
     assert_eq!(issued.unwrap().not_after, end);
-    assert_eq!(
-        made.issue_server(&names(), end).unwrap_err(),
-        IdentityError::AuthorityExpired
-    );
+    assert_eq!(made.issue_server(&names(), end).unwrap_err(), IdentityError::AuthorityExpired);
 }
 
 #[test]
@@ -303,10 +237,7 @@ fn a_renewed_certificate_keeps_its_pin_and_not_its_serial_number() {
 #[test]
 fn renewal_is_due_at_two_thirds() {
     let start = now();
-    assert_eq!(
-        renew_at(start, start + Duration::from_secs(90 * DAY)),
-        start + Duration::from_secs(60 * DAY)
-    );
+    assert_eq!(renew_at(start, start + Duration::from_secs(90 * DAY)), start + Duration::from_secs(60 * DAY));
     assert_eq!(renew_at(start, start - SECOND), start);
 }
 
@@ -317,18 +248,8 @@ fn a_gateway_needs_names_that_a_certificate_can_carry() {
         authority().issue_server(&names, now()).map(drop)
     };
     assert_eq!(issue(&[]), Err(IdentityError::NoServerName));
-    for bad in [
-        "",
-        "*.example.org",
-        "vpn example",
-        "vpn.example.org:443",
-        "bücher.example",
-        "[vpn]",
-    ] {
-        assert_eq!(
-            issue(&["vpn.example.org", bad]),
-            Err(IdentityError::ServerName(bad.into()))
-        );
+    for bad in ["", "*.example.org", "vpn example", "vpn.example.org:443", "bücher.example", "[vpn]"] {
+        assert_eq!(issue(&["vpn.example.org", bad]), Err(IdentityError::ServerName(bad.into())));
     }
     let long = format!("{}.example.org", "a".repeat(63));
     assert_eq!(issue(&[&long, "vpn.example.org."]), Ok(()));
@@ -336,9 +257,7 @@ fn a_gateway_needs_names_that_a_certificate_can_carry() {
 
 #[test]
 fn an_authority_is_called_after_its_gateway() {
-    let named = |name: &str| {
-        Authority::create(name, now()).map(|made| made.facts().common_name.clone().unwrap())
-    };
+    let named = |name: &str| Authority::create(name, now()).map(|made| made.facts().common_name.clone().unwrap());
     assert_eq!(named("Acme Büro").as_deref(), Ok("Acme Büro CA"));
     assert_eq!(named(&"x".repeat(200)).map(|name| name.len()), Ok(MAX_NAME));
     assert_eq!(named("\n"), Err(IdentityError::Name));
@@ -346,54 +265,29 @@ fn an_authority_is_called_after_its_gateway() {
 
 #[test]
 fn a_challenge_is_answered_by_the_device_on_its_connection_only() {
-    let (key, other) = (
-        DeviceKey::generate().unwrap(),
-        DeviceKey::generate().unwrap(),
-    );
-    let leaf = authority()
-        .issue_device(&key.csr("mac").unwrap(), ID, now())
-        .unwrap()
-        .der;
+    let (key, other) = (DeviceKey::generate().unwrap(), DeviceKey::generate().unwrap());
+    let leaf = authority().issue_device(&key.csr("mac").unwrap(), ID, now()).unwrap().der;
     let answer = key.answer_challenge(b"nonce", &[1; 32]).unwrap();
     assert_eq!(verify_challenge(&leaf, b"nonce", &[1; 32], &answer), Ok(()));
     let refused = Err(IdentityError::Challenge);
-    assert_eq!(
-        verify_challenge(&leaf, b"other", &[1; 32], &answer),
-        refused
-    );
-    assert_eq!(
-        verify_challenge(&leaf, b"nonce", &[2; 32], &answer),
-        refused
-    );
+    assert_eq!(verify_challenge(&leaf, b"other", &[1; 32], &answer), refused);
+    assert_eq!(verify_challenge(&leaf, b"nonce", &[2; 32], &answer), refused);
     assert_eq!(verify_challenge(&leaf, b"nonce", &[1; 32], &[]), refused);
     let foreign = other.answer_challenge(b"nonce", &[1; 32]).unwrap();
-    assert_eq!(
-        verify_challenge(&leaf, b"nonce", &[1; 32], &foreign),
-        refused
-    );
-    let unlabelled =
-        rcgen::SigningKey::sign(key.pair(), &[&[1; 32][..], b"nonce"].concat()).unwrap();
-    assert_eq!(
-        verify_challenge(&leaf, b"nonce", &[1; 32], &unlabelled),
-        refused
-    );
+    assert_eq!(verify_challenge(&leaf, b"nonce", &[1; 32], &foreign), refused);
+    let unlabelled = rcgen::SigningKey::sign(key.pair(), &[&[1; 32][..], b"nonce"].concat()).unwrap();
+    assert_eq!(verify_challenge(&leaf, b"nonce", &[1; 32], &unlabelled), refused);
 }
 
 #[test]
 fn ids_and_pins_survive_their_text() {
     let id = DeviceId::generate().unwrap();
     assert_eq!(id.to_string().parse(), Ok(id));
-    assert_eq!(
-        serde_json::from_str::<DeviceId>(&serde_json::to_string(&id).unwrap()).unwrap(),
-        id
-    );
+    assert_eq!(serde_json::from_str::<DeviceId>(&serde_json::to_string(&id).unwrap()).unwrap(), id);
     assert_eq!("12".parse::<DeviceId>(), Err(IdentityError::DeviceId));
     let pin = authority().pin();
     assert_eq!(pin.to_string().to_uppercase().parse(), Ok(pin));
-    assert_eq!(
-        pin,
-        Pin::of_certificate(authority().certificate_der()).unwrap()
-    );
+    assert_eq!(pin, Pin::of_certificate(authority().certificate_der()).unwrap());
     assert_eq!("zz".parse::<Pin>(), Err(IdentityError::Pin));
     assert_eq!(Pin::of_certificate(b"no"), Err(IdentityError::Certificate));
 }
@@ -464,33 +358,16 @@ fn pem_of(der: &[u8]) -> String {
     credential::pem(credential::CERTIFICATE, der)
 }
 
-fn client_sees(
-    root: &Authority,
-    server: &Credential,
-    name: &str,
-    at: SystemTime,
-) -> Result<(), Error> {
+fn client_sees(root: &Authority, server: &Credential, name: &str, at: SystemTime) -> Result<(), Error> {
     let verifier =
-        WebPkiServerVerifier::builder_with_provider(roots(root), Arc::new(default_provider()))
-            .build()
-            .unwrap();
+        WebPkiServerVerifier::builder_with_provider(roots(root), Arc::new(default_provider())).build().unwrap();
     let name = ServerName::try_from(name).unwrap();
-    verifier
-        .verify_server_cert(
-            &server.chain()[0],
-            &server.chain()[1..],
-            &name,
-            &[],
-            unix(at),
-        )
-        .map(drop)
+    verifier.verify_server_cert(&server.chain()[0], &server.chain()[1..], &name, &[], unix(at)).map(drop)
 }
 
 fn gateway_sees(root: &Authority, leaf: &CertificateDer<'_>, at: SystemTime) -> Result<(), Error> {
     let verifier =
-        WebPkiClientVerifier::builder_with_provider(roots(root), Arc::new(default_provider()))
-            .build()
-            .unwrap();
+        WebPkiClientVerifier::builder_with_provider(roots(root), Arc::new(default_provider())).build().unwrap();
     verifier.verify_client_cert(leaf, &[], unix(at)).map(drop)
 }
 

@@ -13,12 +13,7 @@ pub(super) const TYPED: &str = "culvert1";
 
 /// Other spellings of [`LINK`]: some programs put a slash where a URL's path would begin, or
 /// escape the `#`.
-const LINK_SPELLINGS: [&str; 4] = [
-    LINK,
-    "culvert://enrol/#",
-    "culvert://enrol%23",
-    "culvert://enrol/%23",
-];
+const LINK_SPELLINGS: [&str; 4] = [LINK, "culvert://enrol/#", "culvert://enrol%23", "culvert://enrol/%23"];
 
 const VERSION: u8 = 1;
 
@@ -66,10 +61,7 @@ pub(super) fn from_text(text: &str) -> Result<Zeroizing<Vec<u8>>, InvitationErro
         return Err(InvitationError::Truncated);
     };
     let len = take_varint(&mut rest).ok_or(InvitationError::Truncated)?;
-    let len = usize::try_from(len)
-        .ok()
-        .filter(|len| *len <= MAX_TEXT)
-        .ok_or(InvitationError::Damaged)?;
+    let len = usize::try_from(len).ok().filter(|len| *len <= MAX_TEXT).ok_or(InvitationError::Damaged)?;
     match rest.len().checked_sub(len + CHECKSUM) {
         None => return Err(InvitationError::Truncated),
         Some(0) if spare_bits == Some(0) => {}
@@ -109,10 +101,7 @@ fn push_base32(text: &mut String, bytes: &[u8]) {
     }
     if bits.len > 0 {
         bits.push(0, 5 - bits.len);
-        text.extend(
-            bits.take(5)
-                .map(|symbol| char::from(ALPHABET[usize::from(symbol)])),
-        );
+        text.extend(bits.take(5).map(|symbol| char::from(ALPHABET[usize::from(symbol)])));
     }
 }
 
@@ -125,11 +114,7 @@ fn base32(text: &str) -> Option<(Zeroizing<Vec<u8>>, Option<u8>)> {
         bits.push(symbol(c)?, 5);
         bytes.extend(bits.take(8));
     }
-    let spare = if bits.len < 5 {
-        bits.take(bits.len)
-    } else {
-        None
-    };
+    let spare = if bits.len < 5 { bits.take(bits.len) } else { None };
     Some((bytes, spare))
 }
 
@@ -144,10 +129,7 @@ fn symbol(c: char) -> Option<u8> {
         'i' | 'l' => '1',
         c => c,
     };
-    ALPHABET
-        .iter()
-        .position(|a| char::from(*a) == c)
-        .map(|at| at as u8)
+    ALPHABET.iter().position(|a| char::from(*a) == c).map(|at| at as u8)
 }
 
 /// A queue of fewer than 16 bits, first in, first out.
@@ -216,20 +198,10 @@ mod tests {
     fn a_text_that_ends_early_is_told_apart_from_a_damaged_one() {
         let whole = to_text(LINK, &[7; 90]);
         for end in LINK.len()..whole.len() {
-            assert_eq!(
-                from_text(&whole[..end]),
-                Err(InvitationError::Truncated),
-                "{end} characters"
-            );
+            assert_eq!(from_text(&whole[..end]), Err(InvitationError::Truncated), "{end} characters");
         }
-        assert_eq!(
-            from_text(&format!("{whole}0")),
-            Err(InvitationError::Damaged)
-        );
-        assert_eq!(
-            from_text(&format!("{whole}00")),
-            Err(InvitationError::Damaged)
-        );
+        assert_eq!(from_text(&format!("{whole}0")), Err(InvitationError::Damaged));
+        assert_eq!(from_text(&format!("{whole}00")), Err(InvitationError::Damaged));
         assert_eq!(from_text(&LINK[..9]), Err(InvitationError::NotAnInvitation));
     }
 
@@ -238,10 +210,7 @@ mod tests {
         let body = b"payload of some length";
         let plain = to_text(TYPED, body);
         let payload = &plain[TYPED.len()..];
-        let dashed: String = payload
-            .chars()
-            .flat_map(|c| [c, '-', '\u{2013}', ' '])
-            .collect();
+        let dashed: String = payload.chars().flat_map(|c| [c, '-', '\u{2013}', ' ']).collect();
         let misread = payload.replace('0', "O").replace('1', "l");
         for text in [
             format!("culvert1-{dashed}"),
@@ -250,11 +219,7 @@ mod tests {
             format!("culvert://enrol%23{payload}"),
             format!("CULVERT1 {misread}"),
         ] {
-            assert_eq!(
-                from_text(&text).as_deref().map(Vec::as_slice),
-                Ok(&body[..]),
-                "{text:?}"
-            );
+            assert_eq!(from_text(&text).as_deref().map(Vec::as_slice), Ok(&body[..]), "{text:?}");
         }
     }
 

@@ -240,7 +240,9 @@ impl Engine {
                 let id = routing.load().get(destination).ok_or(nobody)?;
                 if id.shard != self.shard {
                     let handovers = &mut self.handovers;
-                    segment::split_into(&mut self.cuttings, vnet, frame, &mut |packet| handovers.push(Handover::Packet { link: id, packet }))?;
+                    segment::split_into(&mut self.cuttings, vnet, frame, &mut |packet| {
+                        handovers.push(Handover::Packet { link: id, packet });
+                    })?;
                     return Ok(());
                 }
                 *self.by_serial.get(&id.serial).ok_or(nobody)?
