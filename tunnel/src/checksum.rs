@@ -23,10 +23,7 @@ impl Sum {
     /// `addresses` is source and destination as they stand in the IP header, 8 or 32 bytes, and
     /// `len` the transport header and payload in bytes.
     pub fn pseudo_header(addresses: &[u8], protocol: u8, len: usize) -> Self {
-        Self::default()
-            .bytes(addresses)
-            .word(u16::from(protocol))
-            .length(len)
+        Self::default().bytes(addresses).word(u16::from(protocol)).length(len)
     }
 
     /// Adds bytes. Every call but the last must have an even number of them.
@@ -100,10 +97,7 @@ pub fn verify_tcp(packet: &[u8]) -> bool {
     header.protocol() == TCP
         && header.fragment() == Fragment::Whole
         && transport.len() >= 20
-        && Sum::pseudo_header(addresses, TCP, transport.len())
-            .bytes(transport)
-            .fold()
-            == 0xffff
+        && Sum::pseudo_header(addresses, TCP, transport.len()).bytes(transport).fold() == 0xffff
 }
 
 /// An independent implementation: the 16-bit loop of RFC 1071 section 4.1.
@@ -114,10 +108,7 @@ pub(crate) mod naive {
         let mut sum = 0u32;
         for part in parts {
             for pair in part.chunks(2) {
-                sum += u32::from(u16::from_be_bytes([
-                    pair[0],
-                    pair.get(1).copied().unwrap_or(0),
-                ]));
+                sum += u32::from(u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]));
                 sum = (sum & 0xffff) + (sum >> 16);
             }
         }
@@ -127,19 +118,10 @@ pub(crate) mod naive {
     /// Checks the IPv4 header's and the TCP or UDP checksum of a packet without extension headers.
     pub(crate) fn whole_packet_is_valid(packet: &[u8]) -> bool {
         let v4 = packet[0] >> 4 == 4;
-        let at = if v4 {
-            usize::from(packet[0] & 15) * 4
-        } else {
-            40
-        };
-        let (addresses, protocol) = if v4 {
-            (&packet[12..20], packet[9])
-        } else {
-            (&packet[8..40], packet[6])
-        };
+        let at = if v4 { usize::from(packet[0] & 15) * 4 } else { 40 };
+        let (addresses, protocol) = if v4 { (&packet[12..20], packet[9]) } else { (&packet[8..40], packet[6]) };
         let len = ((packet.len() - at) as u32).to_be_bytes();
-        (!v4 || sum(&[&packet[..at]]) == 0xffff)
-            && sum(&[addresses, &[0, protocol], &len, &packet[at..]]) == 0xffff
+        (!v4 || sum(&[&packet[..at]]) == 0xffff) && sum(&[addresses, &[0, protocol], &len, &packet[at..]]) == 0xffff
     }
 }
 
@@ -179,12 +161,8 @@ mod tests {
     #[test]
     fn one_wrong_bit_is_seen() {
         // 192.0.2.1:1 -> 192.0.2.2:2, ACK, payload "hi"; checksums computed by hand with the naive loop.
-        let mut packet = vec![
-            0x45, 0, 0, 42, 0, 1, 0x40, 0, 64, 6, 0, 0, 192, 0, 2, 1, 192, 0, 2, 2,
-        ];
-        packet.extend([
-            0, 1, 0, 2, 0, 0, 0, 9, 0, 0, 0, 8, 0x50, 0x10, 1, 0, 0, 0, 0, 0, b'h', b'i',
-        ]);
+        let mut packet = vec![0x45, 0, 0, 42, 0, 1, 0x40, 0, 64, 6, 0, 0, 192, 0, 2, 1, 192, 0, 2, 2];
+        packet.extend([0, 1, 0, 2, 0, 0, 0, 9, 0, 0, 0, 8, 0x50, 0x10, 1, 0, 0, 0, 0, 0, b'h', b'i']);
         let sum = !naive::sum(&[&packet[12..20], &[0, 6, 0, 22], &packet[20..]]);
         packet[36..38].copy_from_slice(&sum.to_be_bytes());
         assert!(verify_tcp(&packet));

@@ -110,7 +110,13 @@ impl Close {
     pub const fn is_verdict(self) -> bool {
         !matches!(
             self,
-            Self::Goodbye | Self::Shutdown | Self::Kicked | Self::Timeout | Self::Internal | Self::PoolFull | Self::Wait
+            Self::Goodbye
+                | Self::Shutdown
+                | Self::Kicked
+                | Self::Timeout
+                | Self::Internal
+                | Self::PoolFull
+                | Self::Wait
         )
     }
 }
@@ -164,6 +170,8 @@ mod alert {
     pub(super) const CERTIFICATE_REVOKED: u8 = 44;
     pub(super) const CERTIFICATE_EXPIRED: u8 = 45;
     pub(super) const UNKNOWN_CA: u8 = 48;
+    /// What webpki raises for a CA of the same name with another key: a gateway that was reinstalled.
+    pub(super) const DECRYPT_ERROR: u8 = 51;
     pub(super) const CERTIFICATE_REQUIRED: u8 = 116;
     pub(super) const NO_APPLICATION_PROTOCOL: u8 = 120;
 }
@@ -190,7 +198,7 @@ impl Down {
             Self::Local(code) | Self::Peer { code, .. } => code.word(),
             Self::PeerUnknown(_) => "unknown_code",
             Self::Tls { alert: alert::CERTIFICATE_EXPIRED, .. } => "expired",
-            Self::Tls { alert: alert::UNKNOWN_CA, .. } => "unknown_ca",
+            Self::Tls { alert: alert::UNKNOWN_CA | alert::DECRYPT_ERROR, .. } => "unknown_ca",
             Self::Tls { alert: alert::CERTIFICATE_REQUIRED, .. } => "no_certificate",
             Self::Tls { alert: alert::NO_APPLICATION_PROTOCOL, .. } => "no_application_protocol",
             Self::Tls { alert: alert::BAD_CERTIFICATE, .. } => "bad_certificate",

@@ -66,7 +66,7 @@ impl ControllerFactory for PassthroughConfig {
     }
 }
 
-/// Holds nothing back but what exceeds [`WINDOW_BYTES`] in flight.
+/// Holds nothing back but what exceeds 32 MiB in flight.
 #[derive(Clone, Copy, Debug)]
 pub struct Passthrough;
 

@@ -38,13 +38,6 @@ pub use refusal::Refusal;
 /// The version of this conversation.
 pub const VERSION: u32 = 1;
 
-/// The ALPN protocol of this conversation.
-pub const ALPN: &[u8] = b"culvert-enrol/1";
-
-/// The label under which both ends export the 32 bytes that the proofs cover (RFC 8446
-/// section 7.5, empty context).
-pub const EXPORTER_LABEL: &[u8] = b"EXPORTER-culvert-enrol";
-
 /// What the device says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
@@ -122,19 +115,12 @@ mod array_as_base64 {
 
     use crate::control::bytes_as_base64;
 
-    pub(super) fn serialize<S: Serializer, const N: usize>(
-        bytes: &[u8; N],
-        to: S,
-    ) -> Result<S::Ok, S::Error> {
+    pub(super) fn serialize<S: Serializer, const N: usize>(bytes: &[u8; N], to: S) -> Result<S::Ok, S::Error> {
         bytes_as_base64::serialize(bytes, to)
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>, const N: usize>(
-        from: D,
-    ) -> Result<[u8; N], D::Error> {
+    pub(super) fn deserialize<'de, D: Deserializer<'de>, const N: usize>(from: D) -> Result<[u8; N], D::Error> {
         let bytes = bytes_as_base64::deserialize(from)?;
-        bytes.try_into().map_err(|bytes: Vec<u8>| {
-            D::Error::custom(format_args!("{} bytes, not {N}", bytes.len()))
-        })
+        bytes.try_into().map_err(|bytes: Vec<u8>| D::Error::custom(format_args!("{} bytes, not {N}", bytes.len())))
     }
 }

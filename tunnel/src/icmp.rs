@@ -27,45 +27,20 @@ const ICMP_V6: u8 = 58;
 /// `mtu_bytes` is the largest inner packet that crosses. IPv4 senders that allow fragments are told,
 /// too: the tunnel does not fragment, and their stacks then do. `None`: nothing may be said, or
 /// the gateway has no address of that family.
-pub fn too_big(
-    original: &[u8],
-    mtu_bytes: u16,
-    gateway_v4: Ipv4Addr,
-    gateway_v6: Option<Ipv6Addr>,
-) -> Option<Bytes> {
-    let v4 = Message {
-        kind: 3,
-        code: 4,
-        word: u32::from(mtu_bytes),
-    };
-    let v6 = Message {
-        kind: 2,
-        code: 0,
-        word: u32::from(mtu_bytes),
-    };
-    answer(original, v4, v6, gateway_v4, gateway_v6)
+pub fn too_big(original: &[u8], mtu_bytes: u16, gateway_v4: Ipv4Addr, gateway_v6: Option<Ipv6Addr>) -> Option<Bytes> {
+    let v4 = Message { kind: 3, code: 4, word: u32::from(mtu_bytes) };
+    let v6 = Message { kind: 2, code: 0, word: u32::from(mtu_bytes) };
+    answer(original, &v4, &v6, gateway_v4, gateway_v6)
 }
 
 /// Answers a packet that policy refuses with "administratively prohibited" (RFC 1812 section
 /// 5.2.7.1, RFC 4443 section 3.1), so that connecting fails at once.
 ///
 /// `None` as for [`too_big`].
-pub fn unreachable(
-    original: &[u8],
-    gateway_v4: Ipv4Addr,
-    gateway_v6: Option<Ipv6Addr>,
-) -> Option<Bytes> {
-    let v4 = Message {
-        kind: 3,
-        code: 13,
-        word: 0,
-    };
-    let v6 = Message {
-        kind: 1,
-        code: 1,
-        word: 0,
-    };
-    answer(original, v4, v6, gateway_v4, gateway_v6)
+pub fn unreachable(original: &[u8], gateway_v4: Ipv4Addr, gateway_v6: Option<Ipv6Addr>) -> Option<Bytes> {
+    let v4 = Message { kind: 3, code: 13, word: 0 };
+    let v6 = Message { kind: 1, code: 1, word: 0 };
+    answer(original, &v4, &v6, gateway_v4, gateway_v6)
 }
 
 /// An ICMP message without its quote.
@@ -78,8 +53,8 @@ struct Message {
 
 fn answer(
     original: &[u8],
-    v4: Message,
-    v6: Message,
+    v4: &Message,
+    v6: &Message,
     gateway_v4: Ipv4Addr,
     gateway_v6: Option<Ipv6Addr>,
 ) -> Option<Bytes> {
@@ -88,8 +63,8 @@ fn answer(
         return None;
     }
     match header.src() {
-        IpAddr::V4(to) => Some(answer_v4(original, &v4, gateway_v4, to)),
-        IpAddr::V6(to) => Some(answer_v6(original, &v6, gateway_v6?, to)),
+        IpAddr::V4(to) => Some(answer_v4(original, v4, gateway_v4, to)),
+        IpAddr::V6(to) => Some(answer_v6(original, v6, gateway_v6?, to)),
     }
 }
 
@@ -101,10 +76,7 @@ fn may_answer(header: &Header, payload: &[u8]) -> bool {
         (IpAddr::V6(_), ICMP_V6) => matches!(kind, None | Some(0..=127 | 137)),
         _ => false,
     };
-    !is_error
-        && header.fragment() != Fragment::Later
-        && is_one_host(header.src())
-        && is_one_host(header.dst())
+    !is_error && header.fragment() != Fragment::Later && is_one_host(header.src()) && is_one_host(header.dst())
 }
 
 /// False for addresses that name no host, every host, or several.
@@ -171,10 +143,7 @@ mod tests {
         let original = v4(17, 1400, |_| ());
         let reply = too_big(&original, 1280, GATEWAY_V4, None).unwrap();
         let header = Header::parse(&reply).unwrap();
-        assert_eq!(
-            (header.src(), header.dst(), header.protocol()),
-            (GATEWAY_V4.into(), [100, 77, 3, 7].into(), 1)
-        );
+        assert_eq!((header.src(), header.dst(), header.protocol()), (GATEWAY_V4.into(), [100, 77, 3, 7].into(), 1));
         assert_eq!(reply.len(), 576);
         assert_eq!(reply[20..22], [3, 4]);
         assert_eq!(reply[24..28], [0, 0, 5, 0]);
@@ -216,46 +185,25 @@ mod tests {
             assert_silent(&v6(58, 1400, |packet| packet[40] = kind));
         }
         assert_silent(&v4(1, 20, |_| ()));
-        assert!(
-            too_big(
-                &v4(1, 1400, |packet| packet[20] = 8),
-                1280,
-                GATEWAY_V4,
-                None
-            )
-            .is_some()
-        );
-        assert!(
-            too_big(
-                &v6(58, 1400, |packet| packet[40] = 128),
-                1280,
-                GATEWAY_V4,
-                Some(GATEWAY_V6)
-            )
-            .is_some()
-        );
+        assert!(too_big(&v4(1, 1400, |packet| packet[20] = 8), 1280, GATEWAY_V4, None).is_some());
+        assert!(too_big(&v6(58, 1400, |packet| packet[40] = 128), 1280, GATEWAY_V4, Some(GATEWAY_V6)).is_some());
     }
 
     #[test]
     fn an_icmp_error_behind_an_extension_header_is_not_answered() {
         assert_silent(&v6(60, 1400, |packet| {
-            packet[40..49].copy_from_slice(&[58, 0, 1, 4, 0, 0, 0, 0, 2])
+            packet[40..49].copy_from_slice(&[58, 0, 1, 4, 0, 0, 0, 0, 2]);
         }));
     }
 
     #[test]
     fn what_went_to_many_or_came_from_nobody_is_not_answered() {
-        for many in [
-            [224, 0, 0, 1],
-            [239, 1, 1, 1],
-            [255, 255, 255, 255],
-            [0, 0, 0, 0],
-        ] {
+        for many in [[224, 0, 0, 1], [239, 1, 1, 1], [255, 255, 255, 255], [0, 0, 0, 0]] {
             assert_silent(&v4(17, 1400, |packet| {
-                packet[16..20].copy_from_slice(&many)
+                packet[16..20].copy_from_slice(&many);
             }));
             assert_silent(&v4(17, 1400, |packet| {
-                packet[12..16].copy_from_slice(&many)
+                packet[12..16].copy_from_slice(&many);
             }));
         }
         assert_silent(&v4(17, 1400, |packet| packet[12] = 127));
@@ -266,25 +214,17 @@ mod tests {
     #[test]
     fn only_the_first_fragment_is_answered() {
         assert_silent(&v4(17, 1400, |packet| {
-            packet[6..8].copy_from_slice(&[0x20, 0xb9])
+            packet[6..8].copy_from_slice(&[0x20, 0xb9]);
         }));
         assert_silent(&v4(17, 1400, |packet| {
-            packet[6..8].copy_from_slice(&[0, 0xb9])
+            packet[6..8].copy_from_slice(&[0, 0xb9]);
         }));
-        assert!(
-            too_big(
-                &v4(17, 1400, |packet| packet[6] = 0x20),
-                1280,
-                GATEWAY_V4,
-                None
-            )
-            .is_some()
-        );
+        assert!(too_big(&v4(17, 1400, |packet| packet[6] = 0x20), 1280, GATEWAY_V4, None).is_some());
         assert_silent(&v6(44, 1400, |packet| {
-            packet[40..44].copy_from_slice(&[17, 0, 5, 0xa9])
+            packet[40..44].copy_from_slice(&[17, 0, 5, 0xa9]);
         }));
         let first = v6(44, 1400, |packet| {
-            packet[40..44].copy_from_slice(&[17, 0, 0, 1])
+            packet[40..44].copy_from_slice(&[17, 0, 0, 1]);
         });
         assert!(too_big(&first, 1280, GATEWAY_V4, Some(GATEWAY_V6)).is_some());
     }
@@ -316,27 +256,20 @@ mod tests {
     }
 
     fn assert_silent(packet: &[u8]) {
-        assert!(
-            Header::parse(packet).is_ok(),
-            "the test's own packet must be well-formed"
-        );
+        assert!(Header::parse(packet).is_ok(), "the test's own packet must be well-formed");
         assert_eq!(too_big(packet, 1280, GATEWAY_V4, Some(GATEWAY_V6)), None);
         assert_eq!(unreachable(packet, GATEWAY_V4, Some(GATEWAY_V6)), None);
     }
 
     fn assert_icmp_v6_is_valid(packet: &[u8]) {
         let len = (packet.len() as u32 - 40).to_be_bytes();
-        assert_eq!(
-            naive::sum(&[&packet[8..40], &len, &[0, 58], &packet[40..]]),
-            0xffff
-        );
+        assert_eq!(naive::sum(&[&packet[8..40], &len, &[0, 58], &packet[40..]]), 0xffff);
     }
 
     fn v4(protocol: u8, len: usize, change: impl FnOnce(&mut [u8])) -> Vec<u8> {
         let mut packet: Vec<u8> = (0..len).map(|i| i as u8).collect();
-        packet[..20].copy_from_slice(&[
-            0x45, 0, 0, 0, 0, 1, 0x40, 0, 64, protocol, 0, 0, 100, 77, 3, 7, 198, 51, 100, 4,
-        ]);
+        packet[..20]
+            .copy_from_slice(&[0x45, 0, 0, 0, 0, 1, 0x40, 0, 64, protocol, 0, 0, 100, 77, 3, 7, 198, 51, 100, 4]);
         packet[2..4].copy_from_slice(&(len as u16).to_be_bytes());
         change(&mut packet);
         packet

@@ -17,7 +17,7 @@ mod tests;
 
 pub use authority::{Authority, Issued, MAX_CSR};
 pub use credential::{Credential, PrivatePem};
-pub use device::{CHALLENGE_EXPORTER_LABEL, DeviceId, DeviceKey, verify_challenge};
+pub use device::{DeviceId, DeviceKey, verify_challenge};
 pub(crate) use facts::is_signed_by;
 pub use facts::{CertificateFacts, verify_csr};
 pub use names::{MAX_NAME, printable};
@@ -47,17 +47,13 @@ pub enum IdentityError {
     #[error("the PEM text lacks a readable {0} section")]
     Pem(&'static str),
     /// The private key and the certificate are not a pair.
-    #[error(
-        "the private key does not belong to the certificate; both files must come from the same init or backup"
-    )]
+    #[error("the private key does not belong to the certificate; both files must come from the same init or backup")]
     Mismatch,
     /// A certificate that may not issue others stands where the CA's is needed.
     #[error("the certificate is not a P-256 certificate authority")]
     NotAuthority,
     /// The CA is past its end, so nothing it issues would be accepted.
-    #[error(
-        "the certificate authority has expired; make a new one with init and invite every device again"
-    )]
+    #[error("the certificate authority has expired; make a new one with init and invite every device again")]
     AuthorityExpired,
     /// The request is longer than [`MAX_CSR`].
     #[error("a certificate request of {0} bytes exceeds the {MAX_CSR}-byte limit")]

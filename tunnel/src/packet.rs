@@ -173,27 +173,15 @@ impl Header {
             dont_fragment: true,
             fragment: Fragment::Whole,
         };
-        while matches!(
-            header.protocol,
-            HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION
-        ) && header.fragment != Fragment::Later
+        while matches!(header.protocol, HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION)
+            && header.fragment != Fragment::Later
         {
             let at = usize::from(header.header_len);
-            let Some(&[next, units, high, low]) =
-                packet.get(at..).and_then(|rest| rest.first_chunk::<4>())
-            else {
+            let Some(&[next, units, high, low]) = packet.get(at..).and_then(|rest| rest.first_chunk::<4>()) else {
                 break;
             };
-            let extension_len = if header.protocol == FRAGMENT {
-                8
-            } else {
-                (u16::from(units) + 1) * 8
-            };
-            let Some(end) = header
-                .header_len
-                .checked_add(extension_len)
-                .filter(|end| usize::from(*end) <= len)
-            else {
+            let extension_len = if header.protocol == FRAGMENT { 8 } else { (u16::from(units) + 1) * 8 };
+            let Some(end) = header.header_len.checked_add(extension_len).filter(|end| usize::from(*end) <= len) else {
                 break;
             };
             if header.protocol == FRAGMENT {
@@ -218,10 +206,7 @@ impl Header {
 
     /// The whole packet, in bytes.
     // A packet is never empty.
-    #[allow(
-        clippy::len_without_is_empty,
-        reason = "a packet has at least 20 bytes"
-    )]
+    #[allow(clippy::len_without_is_empty, reason = "a packet has at least 20 bytes")]
     pub fn len(&self) -> usize {
         self.len
     }
@@ -276,3 +261,123 @@ const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
 const DESTINATION: u8 = 60;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn an_ipv4_header_is_read() {
+        let mut packet =
+            vec![0x46, 0x03, 0, 30, 0, 1, 0x40, 0, 64, 17, 0, 0, 192, 0, 2, 1, 198, 51, 100, 2, 1, 1, 1, 0];
+        packet.extend([9; 6]);
+        let header = Header::parse(&packet).unwrap();
+        assert_eq!((header.src(), header.dst()), ([192, 0, 2, 1].into(), [198, 51, 100, 2].into()));
+        assert_eq!((header.len(), header.header_len(), header.protocol(), header.ecn()), (30, 24, 17, 3));
+        assert!(header.dont_fragment());
+        assert_eq!(header.payload(&packet), [9; 6]);
+        assert_eq!(header.addresses(&packet), [192, 0, 2, 1, 198, 51, 100, 2]);
+    }
+
+    #[test]
+    fn ipv6_extension_headers_are_walked_to_the_transport() {
+        // Hop-by-hop (8 bytes), destination options (16), a first fragment (8), TCP.
+        let mut packet = v6(0, 8 + 16 + 8 + 20);
+        packet[1] = 0x10;
+        packet[40..42].copy_from_slice(&[60, 0]);
+        packet[48..50].copy_from_slice(&[44, 1]);
+        packet[64..68].copy_from_slice(&[6, 0, 0, 1]);
+        let header = Header::parse(&packet).unwrap();
+        assert_eq!((header.protocol(), header.header_len(), header.fragment()), (6, 72, Fragment::First));
+        assert_eq!(header.ecn(), 1);
+        packet[66] = 1;
+        assert_eq!(Header::parse(&packet).unwrap().fragment(), Fragment::Later);
+        // What follows a later fragment's header is no header, whatever it says.
+        packet[64] = 60;
+        let later = Header::parse(&packet).unwrap();
+        assert_eq!((later.protocol(), later.header_len()), (60, 72));
+        packet[64] = 6;
+        packet[66..68].fill(0);
+        assert_eq!(Header::parse(&packet).unwrap().fragment(), Fragment::Whole);
+    }
+
+    #[test]
+    fn an_extension_header_cut_short_is_payload() {
+        let mut packet = v6(0, 8);
+        packet[40..42].copy_from_slice(&[60, 9]);
+        let header = Header::parse(&packet).unwrap();
+        assert_eq!((header.protocol(), header.header_len()), (0, 40));
+    }
+
+    #[test]
+    fn fragments_of_ipv4_are_told_apart() {
+        for (place, fragment) in [
+            ([0x40, 0], Fragment::Whole),
+            ([0x20, 0], Fragment::First),
+            ([0x20, 1], Fragment::Later),
+            ([0x1f, 0xff], Fragment::Later),
+        ] {
+            let packet = [&[0x45, 0, 0, 20, 0, 1][..], &place, &[64, 6, 0, 0, 192, 0, 2, 1, 198, 51, 100, 2]].concat();
+            assert_eq!(Header::parse(&packet).unwrap().fragment(), fragment);
+        }
+    }
+
+    #[test]
+    fn a_packet_that_is_not_its_stated_length_is_malformed() {
+        let v4 = [0x45, 0, 0, 20, 0, 1, 0x40, 0, 64, 6, 0, 0, 192, 0, 2, 1, 198, 51, 100, 2];
+        for whole in [v4.to_vec(), v6(59, 0), v6(17, 100)] {
+            assert!(Header::parse(&whole).is_ok());
+            for cut in 0..whole.len() {
+                assert_eq!(Header::parse(&whole[..cut]), Err(Dropped::Malformed { len: cut }));
+            }
+            let long = [&whole[..], &[0]].concat();
+            assert_eq!(Header::parse(&long), Err(Dropped::Malformed { len: long.len() }));
+        }
+        for first in [0x44, 0x46, 0x55, 0x00, 0x75] {
+            let mut wrong = v4;
+            wrong[0] = first;
+            assert_eq!(Header::parse(&wrong), Err(Dropped::Malformed { len: 20 }));
+        }
+    }
+
+    #[test]
+    fn every_reason_has_its_own_word() {
+        let mut words = Dropped::WORDS.to_vec();
+        words.sort_unstable();
+        words.dedup();
+        assert_eq!(words.len(), Dropped::KINDS);
+        assert_eq!(Dropped::WORDS[Dropped::Unjoined.index()], "unjoined");
+        assert_eq!(Dropped::WORDS[Dropped::UnknownKind { kind: 9 }.index()], "unknown_kind");
+    }
+
+    proptest! {
+        #[test]
+        fn anything_parses_or_is_malformed(mut bytes in prop::collection::vec(any::<u8>(), 0..200), tidy: bool, next in prop::sample::select(vec![0u8, 6, 43, 44, 60])) {
+            let len = bytes.len() as u16;
+            if let Some(fixed) = bytes.first_chunk_mut::<40>().filter(|_| tidy) {
+                fixed[0] = 0x60;
+                fixed[4..6].copy_from_slice(&(len - 40).to_be_bytes());
+                fixed[6] = next;
+            }
+            match Header::parse(&bytes) {
+                Ok(header) => {
+                    prop_assert_eq!(header.len(), bytes.len());
+                    prop_assert_eq!(header.payload(&bytes).len() + header.header_len(), bytes.len());
+                    prop_assert_eq!(header.addresses(&bytes).len(), if header.src().is_ipv4() { 8 } else { 32 });
+                }
+                Err(why) => prop_assert_eq!(why, Dropped::Malformed { len: bytes.len() }),
+            }
+        }
+    }
+
+    /// A packet with `len` bytes of zeros behind its fixed header.
+    fn v6(next: u8, len: usize) -> Vec<u8> {
+        let mut packet = vec![0; 40 + len];
+        packet[0] = 0x60;
+        packet[4..6].copy_from_slice(&(len as u16).to_be_bytes());
+        packet[6] = next;
+        packet
+    }
+}

@@ -89,9 +89,7 @@ impl Joiner {
     /// one IP packet; then both are gone.
     pub fn on_piece(&mut self, now: Instant, payload: &[u8]) -> Result<Option<Bytes>, Dropped> {
         let malformed = Dropped::Malformed { len: payload.len() };
-        let Some((&[KIND, half @ (0 | 1), high, low], bytes)) =
-            payload.split_first_chunk::<HEADER_LEN>()
-        else {
+        let Some((&[KIND, half @ (0 | 1), high, low], bytes)) = payload.split_first_chunk::<HEADER_LEN>() else {
             return Err(malformed);
         };
         // No half of a 65,535-byte packet is longer; and its room stays within the bound.
@@ -143,33 +141,18 @@ impl Joiner {
     }
 
     fn wait(&mut self, now: Instant, id: u16, half: u8, bytes: &[u8]) {
-        let room = if half == 0 {
-            bytes.len() * 2
-        } else {
-            bytes.len()
-        };
-        while !self.waiting.is_empty()
-            && (self.waiting.len() >= MAX_WAITING || self.bytes + room > MAX_BYTES)
-        {
+        let room = if half == 0 { bytes.len() * 2 } else { bytes.len() };
+        while !self.waiting.is_empty() && (self.waiting.len() >= MAX_WAITING || self.bytes + room > MAX_BYTES) {
             self.give_up_oldest();
         }
         let mut copy = BytesMut::with_capacity(room);
         copy.put_slice(bytes);
         self.bytes += copy.capacity();
-        self.waiting.push_back(Half {
-            id,
-            half,
-            since: now,
-            bytes: copy,
-        });
+        self.waiting.push_back(Half { id, half, since: now, bytes: copy });
     }
 
     fn give_up_old(&mut self, now: Instant) {
-        while self
-            .waiting
-            .front()
-            .is_some_and(|oldest| now.saturating_duration_since(oldest.since) >= LIFE)
-        {
+        while self.waiting.front().is_some_and(|oldest| now.saturating_duration_since(oldest.since) >= LIFE) {
             self.give_up_oldest();
         }
     }
@@ -198,14 +181,7 @@ mod tests {
                 let mut joiner = Joiner::new();
                 assert_eq!(joiner.on_piece(now, &halves[a]), Ok(None));
                 assert_eq!(joiner.on_piece(now, &halves[b]), Ok(Some(packet.clone())));
-                assert_eq!(
-                    (
-                        joiner.expire(now + LIFE),
-                        joiner.bytes,
-                        joiner.poll_timeout()
-                    ),
-                    (0, 0, None)
-                );
+                assert_eq!((joiner.expire(now + LIFE), joiner.bytes, joiner.poll_timeout()), (0, 0, None));
             }
         }
     }
@@ -252,10 +228,7 @@ mod tests {
         let [_, second] = split_in_two(&packet(1000), 1, 1200).unwrap();
         let mut joiner = Joiner::new();
         assert_eq!(joiner.on_piece(now, &first), Ok(None));
-        assert_eq!(
-            joiner.on_piece(now, &second),
-            Err(Dropped::Malformed { len: 950 })
-        );
+        assert_eq!(joiner.on_piece(now, &second), Err(Dropped::Malformed { len: 950 }));
         assert_eq!((joiner.expire(now), joiner.bytes), (0, 0));
     }
 
@@ -265,11 +238,7 @@ mod tests {
         for len in [8, 1280, 16_000, 64_000] {
             let mut joiner = Joiner::new();
             for id in 0..1000 {
-                for half in split_in_two(&packet(len.max(20)), id, 40_000)
-                    .unwrap()
-                    .into_iter()
-                    .take(1)
-                {
+                for half in split_in_two(&packet(len.max(20)), id, 40_000).unwrap().into_iter().take(1) {
                     assert_eq!(joiner.on_piece(now, &half), Ok(None));
                     assert!(joiner.waiting.len() <= MAX_WAITING && joiner.bytes <= MAX_BYTES);
                 }
@@ -281,14 +250,7 @@ mod tests {
     #[test]
     fn what_is_no_piece_is_malformed() {
         let mut joiner = Joiner::new();
-        for payload in [
-            &[][..],
-            &[2],
-            &[2, 0, 0, 1],
-            &[2, 2, 0, 1, 9],
-            &[2, 0x80, 0, 1, 9],
-            &[0x45, 0, 0, 1, 9],
-        ] {
+        for payload in [&[][..], &[2], &[2, 0, 0, 1], &[2, 2, 0, 1, 9], &[2, 0x80, 0, 1, 9], &[0x45, 0, 0, 1, 9]] {
             let malformed = Err(Dropped::Malformed { len: payload.len() });
             assert_eq!(joiner.on_piece(Instant::now(), payload), malformed);
         }

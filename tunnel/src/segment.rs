@@ -130,10 +130,7 @@ impl SuperPacket {
     }
 
     /// Bytes of the frame, without the virtio-net header.
-    #[allow(
-        clippy::len_without_is_empty,
-        reason = "a frame holds at least one packet"
-    )]
+    #[allow(clippy::len_without_is_empty, reason = "a frame holds at least one packet")]
     pub fn len(&self) -> usize {
         self.len
     }
@@ -141,10 +138,7 @@ impl SuperPacket {
     /// The frame's bytes in order, without the virtio-net header.
     pub fn parts(&self) -> impl Iterator<Item = &[u8]> {
         let head = self.head();
-        (!head.is_empty())
-            .then_some(head)
-            .into_iter()
-            .chain(self.pieces.iter().map(Bytes::as_ref))
+        (!head.is_empty()).then_some(head).into_iter().chain(self.pieces.iter().map(Bytes::as_ref))
     }
 
     /// Fills `out` for one `writev` and returns how many slices that took, at most
@@ -161,8 +155,6 @@ impl SuperPacket {
     }
 
     fn head(&self) -> &[u8] {
-        self.head
-            .get(..usize::from(self.head_len))
-            .unwrap_or_default()
+        self.head.get(..usize::from(self.head_len)).unwrap_or_default()
     }
 }

@@ -326,16 +326,10 @@ impl<D: Device> Shard<D> {
         } else {
             self.engine.poll_timeout().map(|due| due.saturating_duration_since(now))
         };
-        let wait = wait.map(|wait| Timespec {
-            tv_sec: wait.as_secs() as i64,
-            tv_nsec: i64::from(wait.subsec_nanos()),
-        });
+        let wait = wait.map(|wait| Timespec { tv_sec: wait.as_secs() as i64, tv_nsec: i64::from(wait.subsec_nanos()) });
         let udp_flags = if self.udp.is_blocked() { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
         let device = self.device.as_ref().filter(|_| wants_device).and_then(Device::poll_fd);
-        let mut fds = vec![
-            PollFd::new(&self.wakeup, PollFlags::IN),
-            PollFd::new(&self.udp.socket, udp_flags),
-        ];
+        let mut fds = vec![PollFd::new(&self.wakeup, PollFlags::IN), PollFd::new(&self.udp.socket, udp_flags)];
         fds.extend(device.as_ref().map(|fd| PollFd::new(fd, PollFlags::IN)));
         match poll(&mut fds, wait.as_ref()) {
             Ok(_) => Ready {

@@ -32,7 +32,9 @@ pub struct Tun {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// `/dev/net/tun` is not there.
-    #[error("/dev/net/tun is missing: load the module with `modprobe tun`, or give the container `--device /dev/net/tun`")]
+    #[error(
+        "/dev/net/tun is missing: load the module with `modprobe tun`, or give the container `--device /dev/net/tun`"
+    )]
     NoDriver,
     /// The process may not make interfaces.
     #[error("no permission to make a TUN interface: run as root or with CAP_NET_ADMIN")]
@@ -151,7 +153,9 @@ impl Device for Tun {
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(written),
                     // EINVAL: a packet the kernel will not have; EIO: the interface is down. Both
                     // are lost packets, not a lost device.
-                    Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EIO | libc::ENOBUFS)) => break,
+                    Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EIO | libc::ENOBUFS)) => {
+                        break;
+                    }
                     Err(error) => return Err(error),
                 }
             }

@@ -108,7 +108,9 @@ impl Device for MemoryDevice {
             }
             // A host without offload sees single packets.
             let whole = frame.parts().collect::<Vec<_>>().concat();
-            let cut = crate::segment::split(&frame.header, &whole, &mut |packet| wires.from_tunnel.push_back(packet.to_vec()));
+            let cut = crate::segment::split(&frame.header, &whole, &mut |packet| {
+                wires.from_tunnel.push_back(packet.to_vec());
+            });
             debug_assert!(cut.is_ok(), "the coalescer made a frame that cannot be split: {cut:?}");
         }
         Ok(frames.len())

@@ -11,9 +11,7 @@ use super::{
 use crate::{
     close::{Close, ECode},
     control::Refused,
-    identity::{
-        CertificateFacts, DeviceId, DeviceKey, IdentityError, Pin, is_signed_by, printable, random,
-    },
+    identity::{CertificateFacts, DeviceId, DeviceKey, IdentityError, Pin, is_signed_by, printable, random},
     invitation::{Invitation, MAX_ENDPOINTS, is_endpoint},
 };
 
@@ -112,16 +110,14 @@ impl EnrolError {
         match self {
             Self::Refused(refused) => refused.close().ecode(),
             Self::ServerProof | Self::WrongAuthority { .. } => ECode(201),
-            Self::Unexpected | Self::WrongCertificate | Self::BadEndpoint | Self::Identity(_) => {
-                ECode(307)
-            }
+            Self::Unexpected | Self::WrongCertificate | Self::BadEndpoint | Self::Identity(_) => ECode(307),
         }
     }
 }
 
 impl Enrollee {
-    /// Begins on a connection whose TLS exported `exporter` under [`super::EXPORTER_LABEL`], and
-    /// returns what to send first. `key` is the device's own; it never leaves the device.
+    /// Begins on a connection with this TLS exporter value
+    /// ([`crate::shard::mailbox::Established`]), and returns what to send first. `key` is the device's own; it never leaves the device.
     ///
     /// # Errors
     /// [`IdentityError::Crypto`] when the cryptographic library fails.
@@ -169,24 +165,15 @@ impl Enrollee {
                 self.state = State::Enrolled { server_nonce };
                 Ok(Step::Send(FromEnrollee::Proof { hmac }))
             }
-            (State::Enrolled { server_nonce }, FromEnroller::Enrolled(enrolled)) => self
-                .check(&self.transcript(server_nonce), enrolled)
-                .map(Step::Done),
+            (State::Enrolled { server_nonce }, FromEnroller::Enrolled(enrolled)) => {
+                self.check(&self.transcript(server_nonce), enrolled).map(Step::Done)
+            }
             _ => Err(EnrolError::Unexpected),
         }
     }
 
     fn check(&self, transcript: &Transcript, enrolled: Enrolled) -> Result<Enrolment, EnrolError> {
-        let Enrolled {
-            device_id,
-            device_name,
-            user,
-            chain,
-            gateway,
-            endpoints,
-            server_name,
-            proof,
-        } = enrolled;
+        let Enrolled { device_id, device_name, user, chain, gateway, endpoints, server_name, proof } = enrolled;
         let [leaf, authority] = chain.as_slice() else {
             return Err(EnrolError::WrongCertificate);
         };
@@ -195,18 +182,15 @@ impl Enrollee {
         }
         let found = Pin::of_certificate(&authority.0)?;
         if found != self.pin {
-            return Err(EnrolError::WrongAuthority {
-                pinned: self.pin,
-                found,
-            });
+            return Err(EnrolError::WrongAuthority { pinned: self.pin, found });
         }
         let facts = CertificateFacts::read(&leaf.0)?;
         let is_ours = facts.spki == self.own && facts.common_name == Some(device_id.to_string());
         if !is_ours || !is_signed_by(&leaf.0, &authority.0)? {
             return Err(EnrolError::WrongCertificate);
         }
-        let known_endpoints = (1..=MAX_ENDPOINTS).contains(&endpoints.len())
-            && endpoints.iter().all(|e| is_endpoint(e));
+        let known_endpoints =
+            (1..=MAX_ENDPOINTS).contains(&endpoints.len()) && endpoints.iter().all(|e| is_endpoint(e));
         if !known_endpoints || ServerName::try_from(server_name.as_str()).is_err() {
             return Err(EnrolError::BadEndpoint);
         }
@@ -221,20 +205,18 @@ impl Enrollee {
         })
     }
 
+    /// Proves another request than the one that was made: for tests of the gateway's side.
+    #[cfg(test)]
+    pub(super) fn replace_csr(&mut self, csr: &[u8]) {
+        self.csr_hash = sha256(csr);
+    }
+
     fn transcript(&self, server_nonce: [u8; 32]) -> Transcript {
-        Transcript {
-            server_nonce,
-            client_nonce: self.client_nonce,
-            csr_hash: self.csr_hash,
-            exporter: self.exporter,
-        }
+        Transcript { server_nonce, client_nonce: self.client_nonce, csr_hash: self.csr_hash, exporter: self.exporter }
     }
 }
 
 /// A peer's sentence on one line, at most 256 characters.
 fn printable_sentence(text: &str) -> String {
-    text.chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .take(256)
-        .collect()
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(256).collect()
 }

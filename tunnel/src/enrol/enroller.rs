@@ -22,18 +22,9 @@ pub struct Enroller {
 
 enum State {
     Begin,
-    Invitation {
-        request: Request,
-    },
-    Proof {
-        request: Request,
-        key: EnrolKey,
-        transcript: Transcript,
-    },
-    Proven {
-        key: EnrolKey,
-        transcript: Transcript,
-    },
+    Invitation { request: Request },
+    Proof { request: Request, key: EnrolKey, transcript: Transcript },
+    Proven { key: EnrolKey, transcript: Transcript },
     Over,
 }
 
@@ -91,12 +82,9 @@ pub struct Grant {
 }
 
 impl Enroller {
-    /// For a connection whose TLS exported these bytes under [`super::EXPORTER_LABEL`].
+    /// For a connection with this TLS exporter value ([`crate::shard::mailbox::Established`]).
     pub const fn new(exporter: [u8; 32]) -> Self {
-        Self {
-            exporter,
-            state: State::Begin,
-        }
+        Self { exporter, state: State::Begin }
     }
 
     /// Takes the device's first message.
@@ -110,14 +98,7 @@ impl Enroller {
         let FromEnrollee::Begin(begin) = message else {
             return Err(Refusal::Unexpected.into());
         };
-        let Begin {
-            version,
-            invitation,
-            client_nonce,
-            csr,
-            device_name,
-            platform,
-        } = begin;
+        let Begin { version, invitation, client_nonce, csr, device_name, platform } = begin;
         if version != VERSION {
             return Err(Refusal::Version(version).into());
         }
@@ -125,22 +106,10 @@ impl Enroller {
         if csr.len() > MAX_CSR {
             return Err(Refusal::BadRequest(IdentityError::RequestTooLong(csr.len())).into());
         }
-        let device_name =
-            printable(&device_name).ok_or(Refusal::BadRequest(IdentityError::Name))?;
+        let device_name = printable(&device_name).ok_or(Refusal::BadRequest(IdentityError::Name))?;
         let platform = printable(&platform).unwrap_or_default();
-        let needs = NeedsInvitation {
-            id: invitation,
-            device_name: device_name.clone(),
-            platform: platform.clone(),
-        };
-        self.state = State::Invitation {
-            request: Request {
-                client_nonce,
-                csr,
-                device_name,
-                platform,
-            },
-        };
+        let needs = NeedsInvitation { id: invitation, device_name: device_name.clone(), platform: platform.clone() };
+        self.state = State::Invitation { request: Request { client_nonce, csr, device_name, platform } };
         Ok(needs)
     }
 
@@ -165,11 +134,7 @@ impl Enroller {
             csr_hash: sha256(&request.csr),
             exporter: self.exporter,
         };
-        self.state = State::Proof {
-            request,
-            key,
-            transcript,
-        };
+        self.state = State::Proof { request, key, transcript };
         Ok(server_nonce)
     }
 
@@ -178,12 +143,7 @@ impl Enroller {
     /// # Errors
     /// What to send before closing with the same code.
     pub fn on_proof(&mut self, message: &FromEnrollee) -> Result<ProvenCsr, Refused> {
-        let State::Proof {
-            request,
-            key,
-            transcript,
-        } = mem::replace(&mut self.state, State::Over)
-        else {
+        let State::Proof { request, key, transcript } = mem::replace(&mut self.state, State::Over) else {
             return Err(Refusal::Unexpected.into());
         };
         let FromEnrollee::Proof { hmac } = message else {
@@ -194,18 +154,8 @@ impl Enroller {
         }
         let spki = Pin::of_spki(&verify_csr(&request.csr).map_err(Refusal::BadRequest)?);
         self.state = State::Proven { key, transcript };
-        let Request {
-            csr,
-            device_name,
-            platform,
-            ..
-        } = request;
-        Ok(ProvenCsr {
-            csr,
-            spki,
-            device_name,
-            platform,
-        })
+        let Request { csr, device_name, platform, .. } = request;
+        Ok(ProvenCsr { csr, spki, device_name, platform })
     }
 
     /// Takes what was granted, and returns the last message, with the gateway's proof.
@@ -217,19 +167,8 @@ impl Enroller {
         let State::Proven { key, transcript } = mem::replace(&mut self.state, State::Over) else {
             return Err(Refusal::Unexpected.into());
         };
-        let Grant {
-            device_id,
-            device_name,
-            user,
-            leaf,
-            authority,
-            gateway,
-            endpoints,
-            server_name,
-        } = grant;
-        let proof = transcript
-            .server_proof(&key, &[&leaf, &authority])
-            .map_err(|_| Refusal::Internal)?;
+        let Grant { device_id, device_name, user, leaf, authority, gateway, endpoints, server_name } = grant;
+        let proof = transcript.server_proof(&key, &[&leaf, &authority]).map_err(|_| Refusal::Internal)?;
         let chain = vec![Base64(leaf), Base64(authority)];
         Ok(FromEnroller::Enrolled(Enrolled {
             device_id,

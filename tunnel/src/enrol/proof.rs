@@ -52,7 +52,7 @@ pub(super) struct Transcript {
     pub server_nonce: [u8; 32],
     pub client_nonce: [u8; 32],
     pub csr_hash: [u8; 32],
-    /// What TLS exported for this connection under [`super::EXPORTER_LABEL`].
+    /// What TLS exported for this connection ([`crate::shard::mailbox::Established`]).
     pub exporter: [u8; 32],
 }
 
@@ -74,24 +74,13 @@ impl Transcript {
 
     /// In constant time.
     pub fn is_server_proof(&self, key: &EnrolKey, chain: &[&[u8]], proof: &[u8; 32]) -> bool {
-        hmac::verify(
-            &hmac_key(key),
-            &self.message(SERVER_LABEL, Some(chain)),
-            proof,
-        )
-        .is_ok()
+        hmac::verify(&hmac_key(key), &self.message(SERVER_LABEL, Some(chain)), proof).is_ok()
     }
 
     /// Each part behind its length, so that no two conversations give the same bytes.
     fn message(&self, label: &[u8], chain: Option<&[&[u8]]>) -> Vec<u8> {
         let chain_hash = chain.map(|chain| sha256(&length_prefixed(chain)));
-        let mut parts: Vec<&[u8]> = vec![
-            label,
-            &self.server_nonce,
-            &self.client_nonce,
-            &self.csr_hash,
-            &self.exporter,
-        ];
+        let mut parts: Vec<&[u8]> = vec![label, &self.server_nonce, &self.client_nonce, &self.csr_hash, &self.exporter];
         parts.extend(chain_hash.as_ref().map(<[u8; 32]>::as_slice));
         length_prefixed(&parts)
     }
@@ -114,4 +103,47 @@ fn length_prefixed(parts: &[&[u8]]) -> Vec<u8> {
         message.extend_from_slice(part);
     }
     message
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_part_of_the_conversation_counts_in_both_proofs() {
+        let key = EnrolKey::from_bytes([1; 32]);
+        let changes: [fn(&mut Transcript); 4] = [
+            |t| t.server_nonce[31] ^= 1,
+            |t| t.client_nonce[31] ^= 1,
+            |t| t.csr_hash[31] ^= 1,
+            |t| t.exporter[31] ^= 1,
+        ];
+        let client = transcript().client_proof(&key).unwrap();
+        let server = transcript().server_proof(&key, &[b"leaf", b"ca"]).unwrap();
+        assert!(transcript().is_client_proof(&key, &client));
+        assert!(transcript().is_server_proof(&key, &[b"leaf", b"ca"], &server));
+        for (n, change) in changes.iter().enumerate() {
+            let mut other = transcript();
+            change(&mut other);
+            assert!(!other.is_client_proof(&key, &client), "change {n}");
+            assert!(!other.is_server_proof(&key, &[b"leaf", b"ca"], &server), "change {n}");
+        }
+        let other_key = EnrolKey::from_bytes([2; 32]);
+        assert!(!transcript().is_client_proof(&other_key, &client));
+        assert!(!transcript().is_server_proof(&other_key, &[b"leaf", b"ca"], &server));
+        assert!(!transcript().is_server_proof(&key, &[b"lea", b"fca"], &server));
+    }
+
+    #[test]
+    fn the_two_directions_differ_by_label() {
+        let [client, server] = [CLIENT_LABEL, SERVER_LABEL].map(|label| transcript().message(label, None));
+        assert_ne!(client, server);
+        let key = EnrolKey::from_bytes([1; 32]);
+        let client = transcript().client_proof(&key).unwrap();
+        assert!(!transcript().is_server_proof(&key, &[], &client));
+    }
+
+    fn transcript() -> Transcript {
+        Transcript { server_nonce: [1; 32], client_nonce: [2; 32], csr_hash: [3; 32], exporter: [4; 32] }
+    }
 }

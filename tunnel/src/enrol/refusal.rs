@@ -25,14 +25,10 @@ pub enum Refusal {
         device: String,
     },
     /// The registry has no such invitation.
-    #[error(
-        "this gateway never issued this invitation; check that it is for this gateway, or ask for a new one"
-    )]
+    #[error("this gateway never issued this invitation; check that it is for this gateway, or ask for a new one")]
     Foreign,
     /// The proof does not fit.
-    #[error(
-        "the proof does not fit the invitation; copy the invitation again, or ask for a new one"
-    )]
+    #[error("the proof does not fit the invitation; copy the invitation again, or ask for a new one")]
     Proof,
     /// An administrator withdrew it.
     #[error("this invitation was withdrawn by an administrator; ask for a new one")]
@@ -55,9 +51,7 @@ pub enum Refusal {
     #[error("the gateway has no free address left; its administrator has to enlarge the pool")]
     PoolFull,
     /// The gateway itself failed.
-    #[error(
-        "the gateway could not complete the enrolment; the invitation is still good, try again later"
-    )]
+    #[error("the gateway could not complete the enrolment; the invitation is still good, try again later")]
     Internal,
 }
 
@@ -90,7 +84,5 @@ impl From<Refusal> for Refused {
 fn day(at: SystemTime) -> String {
     const FORMAT: &[BorrowedFormatItem<'_>] =
         format_description!("[day padding:none] [month repr:long] [year] at [hour]:[minute] UTC");
-    OffsetDateTime::from(at)
-        .format(FORMAT)
-        .unwrap_or_else(|_| "an unknown day".to_owned())
+    OffsetDateTime::from(at).format(FORMAT).unwrap_or_else(|_| "an unknown day".to_owned())
 }

@@ -7,15 +7,15 @@ use std::{
 };
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber, SubjectPublicKeyInfo,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, PublicKeyData, SanType, SerialNumber, SubjectPublicKeyInfo,
 };
 use rustls::pki_types::{CertificateDer, DnsName, pem::PemObject};
 use time::OffsetDateTime;
 
 use super::{
-    AUTHORITY_LIFETIME, CertificateFacts, Credential, DAY, DEVICE_LIFETIME, DeviceId, DeviceKey,
-    IdentityError, MAX_NAME, Pin, PrivatePem, SERVER_LIFETIME,
+    AUTHORITY_LIFETIME, CertificateFacts, Credential, DAY, DEVICE_LIFETIME, DeviceId, DeviceKey, IdentityError,
+    MAX_NAME, Pin, PrivatePem, SERVER_LIFETIME,
     credential::{CERTIFICATE, pem},
     facts, printable, random, verify_csr,
 };
@@ -57,19 +57,14 @@ impl Authority {
     /// [`IdentityError::Name`] for a name with nothing printable in it.
     pub fn create(name: &str, now: SystemTime) -> Result<Self, IdentityError> {
         const SUFFIX: &str = " CA";
-        let mut name: String = printable(name)
-            .ok_or(IdentityError::Name)?
-            .chars()
-            .take(MAX_NAME - SUFFIX.len())
-            .collect();
+        let mut name: String =
+            printable(name).ok_or(IdentityError::Name)?.chars().take(MAX_NAME - SUFFIX.len()).collect();
         name.push_str(SUFFIX);
         let key = DeviceKey::generate()?.into_pair();
         let mut params = params(&name, now - GATEWAY_SKEW, now + AUTHORITY_LIFETIME)?;
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        let certificate = params
-            .self_signed(&key)
-            .map_err(|_| IdentityError::Crypto)?;
+        let certificate = params.self_signed(&key).map_err(|_| IdentityError::Crypto)?;
         Self::join(certificate.into(), key)
     }
 
@@ -79,8 +74,8 @@ impl Authority {
     /// [`IdentityError::Mismatch`] when they are not a pair, [`IdentityError::NotAuthority`] when
     /// the certificate may not issue, and the errors of reading either.
     pub fn load(certificate_pem: &str, key_pem: &str) -> Result<Self, IdentityError> {
-        let certificate = CertificateDer::from_pem_slice(certificate_pem.as_bytes())
-            .map_err(|_| IdentityError::Pem(CERTIFICATE))?;
+        let certificate =
+            CertificateDer::from_pem_slice(certificate_pem.as_bytes()).map_err(|_| IdentityError::Pem(CERTIFICATE))?;
         Self::join(certificate, DeviceKey::from_pem(key_pem)?.into_pair())
     }
 
@@ -92,13 +87,8 @@ impl Authority {
         if !facts::parse(&certificate)?.is_ca() {
             return Err(IdentityError::NotAuthority);
         }
-        let issuer =
-            Issuer::from_ca_cert_der(&certificate, key).map_err(|_| IdentityError::NotAuthority)?;
-        Ok(Self {
-            certificate,
-            issuer,
-            facts,
-        })
+        let issuer = Issuer::from_ca_cert_der(&certificate, key).map_err(|_| IdentityError::NotAuthority)?;
+        Ok(Self { certificate, issuer, facts })
     }
 
     /// The CA's certificate.
@@ -132,23 +122,11 @@ impl Authority {
     /// # Errors
     /// [`IdentityError::NoServerName`], [`IdentityError::ServerName`] with the first bad one, or
     /// [`IdentityError::AuthorityExpired`].
-    pub fn issue_server(
-        &self,
-        names: &[String],
-        now: SystemTime,
-    ) -> Result<Credential, IdentityError> {
+    pub fn issue_server(&self, names: &[String], now: SystemTime) -> Result<Credential, IdentityError> {
         let first = names.first().ok_or(IdentityError::NoServerName)?;
-        let common_name =
-            printable(first).ok_or_else(|| IdentityError::ServerName(first.clone()))?;
-        let mut params = params(
-            &common_name,
-            now - GATEWAY_SKEW,
-            self.end(now, SERVER_LIFETIME)?,
-        )?;
-        params.subject_alt_names = names
-            .iter()
-            .map(|name| subject_alt_name(name))
-            .collect::<Result<_, _>>()?;
+        let common_name = printable(first).ok_or_else(|| IdentityError::ServerName(first.clone()))?;
+        let mut params = params(&common_name, now - GATEWAY_SKEW, self.end(now, SERVER_LIFETIME)?)?;
+        params.subject_alt_names = names.iter().map(|name| subject_alt_name(name)).collect::<Result<_, _>>()?;
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         let key = DeviceKey::generate()?;
         let leaf = self.issue_leaf(params, key.pair())?;
@@ -163,29 +141,14 @@ impl Authority {
     /// # Errors
     /// A `Request*` variant of [`IdentityError`] for a request that cannot be used, or
     /// [`IdentityError::AuthorityExpired`].
-    pub fn issue_device(
-        &self,
-        csr_der: &[u8],
-        id: DeviceId,
-        now: SystemTime,
-    ) -> Result<Issued, IdentityError> {
+    pub fn issue_device(&self, csr_der: &[u8], id: DeviceId, now: SystemTime) -> Result<Issued, IdentityError> {
         let spki = verify_csr(csr_der)?;
-        let public_key =
-            SubjectPublicKeyInfo::from_der(&spki).map_err(|_| IdentityError::RequestKey)?;
-        let mut params = params(
-            &id.to_string(),
-            now - DEVICE_SKEW,
-            self.end(now, DEVICE_LIFETIME)?,
-        )?;
+        let public_key = SubjectPublicKeyInfo::from_der(&spki).map_err(|_| IdentityError::RequestKey)?;
+        let mut params = params(&id.to_string(), now - DEVICE_SKEW, self.end(now, DEVICE_LIFETIME)?)?;
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         let leaf = self.issue_leaf(params, &public_key)?;
         let facts = CertificateFacts::read(&leaf)?;
-        Ok(Issued {
-            der: leaf.to_vec(),
-            serial_hex: facts.serial_hex,
-            spki: facts.spki,
-            not_after: facts.not_after,
-        })
+        Ok(Issued { der: leaf.to_vec(), serial_hex: facts.serial_hex, spki: facts.spki, not_after: facts.not_after })
     }
 
     fn issue_leaf(
@@ -196,10 +159,7 @@ impl Authority {
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.use_authority_key_identifier_extension = true;
-        Ok(params
-            .signed_by(key, &self.issuer)
-            .map_err(|_| IdentityError::Crypto)?
-            .into())
+        Ok(params.signed_by(key, &self.issuer).map_err(|_| IdentityError::Crypto)?.into())
     }
 
     /// The end of something issued now, cut to the CA's own.
@@ -213,18 +173,12 @@ impl Authority {
 
 impl fmt::Debug for Authority {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Authority")
-            .field("facts", &self.facts)
-            .finish_non_exhaustive()
+        f.debug_struct("Authority").field("facts", &self.facts).finish_non_exhaustive()
     }
 }
 
 /// What all certificates share: a common name, a lifetime, a random serial number.
-fn params(
-    name: &str,
-    not_before: SystemTime,
-    not_after: SystemTime,
-) -> Result<CertificateParams, IdentityError> {
+fn params(name: &str, not_before: SystemTime, not_after: SystemTime) -> Result<CertificateParams, IdentityError> {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, name);
@@ -238,10 +192,7 @@ fn params(
 }
 
 fn subject_alt_name(name: &str) -> Result<SanType, IdentityError> {
-    let bare = name
-        .strip_prefix('[')
-        .and_then(|rest| rest.strip_suffix(']'))
-        .unwrap_or(name);
+    let bare = name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(name);
     if let Ok(address) = bare.parse::<IpAddr>() {
         return Ok(SanType::IpAddress(address));
     }

@@ -63,10 +63,7 @@ impl Credential {
 
     /// The chain as PEM text, leaf first.
     pub fn chain_pem(&self) -> String {
-        self.chain
-            .iter()
-            .map(|certificate| pem(CERTIFICATE, certificate))
-            .collect()
+        self.chain.iter().map(|certificate| pem(CERTIFICATE, certificate)).collect()
     }
 
     /// The private key as PEM text (PKCS#8).
@@ -87,8 +84,7 @@ impl Credential {
     /// # Errors
     /// As [`Self::facts`].
     pub fn renew_at(&self) -> Result<SystemTime, IdentityError> {
-        self.facts()
-            .map(|facts| renew_at(facts.not_before, facts.not_after))
+        self.facts().map(|facts| renew_at(facts.not_before, facts.not_after))
     }
 }
 
@@ -107,8 +103,7 @@ impl PrivatePem {
     }
 
     pub(super) fn parse(text: &str) -> Result<PrivatePkcs8KeyDer<'static>, IdentityError> {
-        PrivatePkcs8KeyDer::from_pem_slice(text.as_bytes())
-            .map_err(|_| IdentityError::Pem(PRIVATE_KEY))
+        PrivatePkcs8KeyDer::from_pem_slice(text.as_bytes()).map_err(|_| IdentityError::Pem(PRIVATE_KEY))
     }
 }
 

@@ -3,18 +3,11 @@
 use std::{fmt, str::FromStr};
 
 use data_encoding::{HEXLOWER, HEXLOWER_PERMISSIVE};
-use rcgen::{
-    CertificateParams, DistinguishedName, DnType, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData,
-    SigningKey,
-};
+use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData, SigningKey};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde::{Deserialize, Serialize};
 
 use super::{IdentityError, Pin, PrivatePem, facts, printable, random};
-
-/// The label under which both ends export the 32 bytes that a challenge's answer covers
-/// (RFC 8446 section 7.5, empty context).
-pub const CHALLENGE_EXPORTER_LABEL: &[u8] = b"EXPORTER-culvert-challenge";
 
 /// Keeps an answer from being valid as a signature for any other purpose: a TLS signature starts
 /// with 64 spaces (RFC 8446 section 4.4.3), a certificate or request with `0x30`.
@@ -61,9 +54,7 @@ impl FromStr for DeviceId {
     type Err = IdentityError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let bytes = HEXLOWER_PERMISSIVE
-            .decode(text.as_bytes())
-            .map_err(|_| IdentityError::DeviceId)?;
+        let bytes = HEXLOWER_PERMISSIVE.decode(text.as_bytes()).map_err(|_| IdentityError::DeviceId)?;
         Ok(Self(bytes.try_into().map_err(|_| IdentityError::DeviceId)?))
     }
 }
@@ -91,9 +82,7 @@ impl DeviceKey {
     /// # Errors
     /// [`IdentityError::Crypto`] when the system gives no random bytes.
     pub fn generate() -> Result<Self, IdentityError> {
-        KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)
-            .map(Self)
-            .map_err(|_| IdentityError::Crypto)
+        KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map(Self).map_err(|_| IdentityError::Crypto)
     }
 
     /// Reads a PKCS#8 PEM text.
@@ -102,9 +91,7 @@ impl DeviceKey {
     /// [`IdentityError::Pem`] for another text, [`IdentityError::Key`] for another kind of key.
     pub fn from_pem(text: &str) -> Result<Self, IdentityError> {
         let der = PrivatePem::parse(text)?;
-        KeyPair::from_pkcs8_der_and_sign_algo(&der, &PKCS_ECDSA_P256_SHA256)
-            .map(Self)
-            .map_err(|_| IdentityError::Key)
+        KeyPair::from_pkcs8_der_and_sign_algo(&der, &PKCS_ECDSA_P256_SHA256).map(Self).map_err(|_| IdentityError::Key)
     }
 
     /// The key as PKCS#8 PEM text.
@@ -133,21 +120,16 @@ impl DeviceKey {
         if let Some(name) = printable(device_name) {
             params.distinguished_name.push(DnType::CommonName, name);
         }
-        let request = params
-            .serialize_request(&self.0)
-            .map_err(|_| IdentityError::Crypto)?;
+        let request = params.serialize_request(&self.0).map_err(|_| IdentityError::Crypto)?;
         Ok(request.der().to_vec())
     }
 
-    /// Answers a gateway's challenge: an ASN.1 DER signature over nonce and TLS exporter.
+    /// Answers a gateway's challenge: an ASN.1 DER signature over nonce and the connection's TLS exporter
+    /// value ([`crate::shard::mailbox::Established`]).
     ///
     /// # Errors
     /// [`IdentityError::Crypto`] when signing fails.
-    pub fn answer_challenge(
-        &self,
-        nonce: &[u8],
-        exporter: &[u8; 32],
-    ) -> Result<Vec<u8>, IdentityError> {
+    pub fn answer_challenge(&self, nonce: &[u8], exporter: &[u8; 32]) -> Result<Vec<u8>, IdentityError> {
         self.sign(&challenge_message(nonce, exporter))
     }
 
@@ -183,8 +165,7 @@ pub fn verify_challenge(
 ) -> Result<(), IdentityError> {
     let certificate = facts::parse(certificate_der)?;
     let key = facts::p256(certificate.public_key()).ok_or(IdentityError::Challenge)?;
-    key.verify(&challenge_message(nonce, exporter), signature)
-        .map_err(|_| IdentityError::Challenge)
+    key.verify(&challenge_message(nonce, exporter), signature).map_err(|_| IdentityError::Challenge)
 }
 
 fn challenge_message(nonce: &[u8], exporter: &[u8; 32]) -> Vec<u8> {

@@ -69,8 +69,7 @@ pub fn verify_csr(csr_der: &[u8]) -> Result<Vec<u8>, IdentityError> {
     if csr.signature_algorithm.algorithm != OID_SIG_ECDSA_WITH_SHA256 {
         return Err(IdentityError::RequestSignature);
     }
-    key.verify(info.raw, &csr.signature_value.data)
-        .map_err(|_| IdentityError::RequestSignature)?;
+    key.verify(info.raw, &csr.signature_value.data).map_err(|_| IdentityError::RequestSignature)?;
     Ok(info.subject_pki.raw.to_vec())
 }
 
@@ -95,22 +94,11 @@ pub(crate) fn is_signed_by(certificate: &[u8], issuer: &[u8]) -> Result<bool, Id
     let Some(key) = p256(issuer.public_key()) else {
         return Ok(false);
     };
-    Ok(
-        certificate.signature_algorithm.algorithm == OID_SIG_ECDSA_WITH_SHA256
-            && key
-                .verify(
-                    certificate.tbs_certificate.as_ref(),
-                    &certificate.signature_value.data,
-                )
-                .is_ok(),
-    )
+    Ok(certificate.signature_algorithm.algorithm == OID_SIG_ECDSA_WITH_SHA256
+        && key.verify(certificate.tbs_certificate.as_ref(), &certificate.signature_value.data).is_ok())
 }
 
 fn system_time(unix_seconds: i64) -> SystemTime {
     let distance = Duration::from_secs(unix_seconds.unsigned_abs());
-    if unix_seconds < 0 {
-        SystemTime::UNIX_EPOCH - distance
-    } else {
-        SystemTime::UNIX_EPOCH + distance
-    }
+    if unix_seconds < 0 { SystemTime::UNIX_EPOCH - distance } else { SystemTime::UNIX_EPOCH + distance }
 }

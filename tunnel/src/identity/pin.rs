@@ -60,9 +60,7 @@ impl FromStr for Pin {
     type Err = IdentityError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let bytes = HEXLOWER_PERMISSIVE
-            .decode(text.trim().as_bytes())
-            .map_err(|_| IdentityError::Pin)?;
+        let bytes = HEXLOWER_PERMISSIVE.decode(text.trim().as_bytes()).map_err(|_| IdentityError::Pin)?;
         Ok(Self(bytes.try_into().map_err(|_| IdentityError::Pin)?))
     }
 }

@@ -13,12 +13,7 @@ pub(super) const TYPED: &str = "culvert1";
 
 /// Other spellings of [`LINK`]: some programs put a slash where a URL's path would begin, or
 /// escape the `#`.
-const LINK_SPELLINGS: [&str; 4] = [
-    LINK,
-    "culvert://enrol/#",
-    "culvert://enrol%23",
-    "culvert://enrol/%23",
-];
+const LINK_SPELLINGS: [&str; 4] = [LINK, "culvert://enrol/#", "culvert://enrol%23", "culvert://enrol/%23"];
 
 const VERSION: u8 = 1;
 
@@ -33,8 +28,12 @@ const ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
 
 /// `body` in its frame, as base32 behind `prefix`.
 pub(super) fn to_text(prefix: &str, body: &[u8]) -> String {
+    encode(prefix, VERSION, body)
+}
+
+fn encode(prefix: &str, version: u8, body: &[u8]) -> String {
     let mut frame = Zeroizing::new(Vec::with_capacity(body.len() + 16));
-    frame.push(VERSION);
+    frame.push(version);
     put_varint(&mut frame, body.len() as u64);
     frame.extend_from_slice(body);
     let checksum = checksum(&frame);
@@ -62,10 +61,7 @@ pub(super) fn from_text(text: &str) -> Result<Zeroizing<Vec<u8>>, InvitationErro
         return Err(InvitationError::Truncated);
     };
     let len = take_varint(&mut rest).ok_or(InvitationError::Truncated)?;
-    let len = usize::try_from(len)
-        .ok()
-        .filter(|len| *len <= MAX_TEXT)
-        .ok_or(InvitationError::Damaged)?;
+    let len = usize::try_from(len).ok().filter(|len| *len <= MAX_TEXT).ok_or(InvitationError::Damaged)?;
     match rest.len().checked_sub(len + CHECKSUM) {
         None => return Err(InvitationError::Truncated),
         Some(0) if spare_bits == Some(0) => {}
@@ -105,10 +101,7 @@ fn push_base32(text: &mut String, bytes: &[u8]) {
     }
     if bits.len > 0 {
         bits.push(0, 5 - bits.len);
-        text.extend(
-            bits.take(5)
-                .map(|symbol| char::from(ALPHABET[usize::from(symbol)])),
-        );
+        text.extend(bits.take(5).map(|symbol| char::from(ALPHABET[usize::from(symbol)])));
     }
 }
 
@@ -121,11 +114,7 @@ fn base32(text: &str) -> Option<(Zeroizing<Vec<u8>>, Option<u8>)> {
         bits.push(symbol(c)?, 5);
         bytes.extend(bits.take(8));
     }
-    let spare = if bits.len < 5 {
-        bits.take(bits.len)
-    } else {
-        None
-    };
+    let spare = if bits.len < 5 { bits.take(bits.len) } else { None };
     Some((bytes, spare))
 }
 
@@ -140,10 +129,7 @@ fn symbol(c: char) -> Option<u8> {
         'i' | 'l' => '1',
         c => c,
     };
-    ALPHABET
-        .iter()
-        .position(|a| char::from(*a) == c)
-        .map(|at| at as u8)
+    ALPHABET.iter().position(|a| char::from(*a) == c).map(|at| at as u8)
 }
 
 /// A queue of fewer than 16 bits, first in, first out.
@@ -192,4 +178,80 @@ pub(super) fn take_varint(from: &mut &[u8]) -> Option<u64> {
         }
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_newer_invitation_is_told_apart_from_a_damaged_one() {
+        let newer = encode(TYPED, 2, b"anything at all");
+        assert_eq!(from_text(&newer), Err(InvitationError::UnknownVersion(2)));
+        let damaged = newer.replace("culvert10", "culvert11");
+        assert_ne!(damaged, newer);
+        assert_eq!(from_text(&damaged), Err(InvitationError::Damaged));
+    }
+
+    #[test]
+    fn a_text_that_ends_early_is_told_apart_from_a_damaged_one() {
+        let whole = to_text(LINK, &[7; 90]);
+        for end in LINK.len()..whole.len() {
+            assert_eq!(from_text(&whole[..end]), Err(InvitationError::Truncated), "{end} characters");
+        }
+        assert_eq!(from_text(&format!("{whole}0")), Err(InvitationError::Damaged));
+        assert_eq!(from_text(&format!("{whole}00")), Err(InvitationError::Damaged));
+        assert_eq!(from_text(&LINK[..9]), Err(InvitationError::NotAnInvitation));
+    }
+
+    #[test]
+    fn what_people_and_programs_do_to_a_text_does_no_harm() {
+        let body = b"payload of some length";
+        let plain = to_text(TYPED, body);
+        let payload = &plain[TYPED.len()..];
+        let dashed: String = payload.chars().flat_map(|c| [c, '-', '\u{2013}', ' ']).collect();
+        let misread = payload.replace('0', "O").replace('1', "l");
+        for text in [
+            format!("culvert1-{dashed}"),
+            format!("\n <{LINK}{payload}>\r\n"),
+            format!("Culvert://Enrol/#{}\n{}", &payload[..20], &payload[20..]),
+            format!("culvert://enrol%23{payload}"),
+            format!("CULVERT1 {misread}"),
+        ] {
+            assert_eq!(from_text(&text).as_deref().map(Vec::as_slice), Ok(&body[..]), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_length_that_no_invitation_has_is_refused_unread() {
+        let mut frame = vec![VERSION];
+        put_varint(&mut frame, u64::MAX);
+        let mut text = TYPED.to_owned();
+        push_base32(&mut text, &frame);
+        assert_eq!(from_text(&text), Err(InvitationError::Damaged));
+        let long = format!("{TYPED}{}", "0".repeat(MAX_TEXT + 1));
+        assert_eq!(from_text(&long), Err(InvitationError::Damaged));
+    }
+
+    proptest! {
+        #[test]
+        fn any_body_survives_the_text(body in proptest::collection::vec(any::<u8>(), 0..300)) {
+            prop_assert_eq!(&*from_text(&to_text(TYPED, &body)).unwrap(), &body);
+        }
+
+        #[test]
+        fn any_text_gives_an_answer(text in "(culvert1|culvert://enrol#)?.{0,80}") {
+            prop_assert!(from_text(&text).is_err());
+        }
+
+        #[test]
+        fn varints_survive(value in any::<u64>()) {
+            let mut bytes = Vec::new();
+            put_varint(&mut bytes, value);
+            let mut rest = bytes.as_slice();
+            prop_assert_eq!(take_varint(&mut rest), Some(value));
+            prop_assert!(rest.is_empty());
+        }
+    }
 }

@@ -115,23 +115,13 @@ impl Coalescer {
         let Some(frame) = self.frames.get_mut(index).filter(|_| may_grow) else {
             return;
         };
-        let Some(head) = frame
-            .pieces
-            .first()
-            .and_then(|packet| packet.get(..segment.head_len))
-        else {
+        let Some(head) = frame.pieces.first().and_then(|packet| packet.get(..segment.head_len)) else {
             return;
         };
         frame.head[..segment.head_len].copy_from_slice(head);
         let (ip, _) = head.split_at(segment.ip_len);
         let (ip_sum, addresses) = if segment.flow.v4 {
-            (
-                Sum::default()
-                    .bytes(&ip[..2])
-                    .bytes(&ip[4..10])
-                    .bytes(&ip[12..]),
-                &ip[12..20],
-            )
+            (Sum::default().bytes(&ip[..2]).bytes(&ip[4..10]).bytes(&ip[12..]), &ip[12..20])
         } else {
             (Sum::default(), &ip[8..40])
         };
@@ -155,8 +145,7 @@ impl Coalescer {
     /// Adds a segment to the open frame of its flow. Returns false when it does not belong there;
     /// then nothing has changed.
     fn join(&mut self, place: usize, segment: &Segment, packet: &Bytes) -> bool {
-        let (Some(open), Some(head)) = (self.open.get_mut(place), packet.get(..segment.head_len))
-        else {
+        let (Some(open), Some(head)) = (self.open.get_mut(place), packet.get(..segment.head_len)) else {
             return false;
         };
         let Some(frame) = self.frames.get_mut(open.frame) else {
@@ -184,11 +173,7 @@ impl Coalescer {
             frame.head_len = segment.head_len as u8;
             frame.header = VnetHeader {
                 flags: VnetHeader::NEEDS_CSUM,
-                gso_type: if segment.flow.v4 {
-                    VnetHeader::GSO_TCPV4
-                } else {
-                    VnetHeader::GSO_TCPV6
-                },
+                gso_type: if segment.flow.v4 { VnetHeader::GSO_TCPV4 } else { VnetHeader::GSO_TCPV6 },
                 hdr_len: segment.head_len as u16,
                 gso_size: open.size,
                 csum_start: segment.ip_len as u16,
@@ -254,11 +239,7 @@ impl Segment {
             return None;
         }
         Some(Self {
-            flow: Flow {
-                addresses,
-                ports: [tcp[0], tcp[1], tcp[2], tcp[3]],
-                v4,
-            },
+            flow: Flow { addresses, ports: [tcp[0], tcp[1], tcp[2], tcp[3]], v4 },
             ip_len,
             head_len,
             seq: u32::from_be_bytes([tcp[4], tcp[5], tcp[6], tcp[7]]),
@@ -288,10 +269,7 @@ impl Segment {
             ip[..4] == next_ip[..4] && ip[7] == next_ip[7]
         };
         // A different data offset is a different byte 12, so the slices below are equally long.
-        same_ip
-            && tcp[8..13] == next_tcp[8..13]
-            && tcp[14..16] == next_tcp[14..16]
-            && tcp[18..] == next_tcp[18..]
+        same_ip && tcp[8..13] == next_tcp[8..13] && tcp[14..16] == next_tcp[14..16] && tcp[18..] == next_tcp[18..]
     }
 
     /// True when the checksums of a packet with this segment's header lengths are right.

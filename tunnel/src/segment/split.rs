@@ -21,11 +21,7 @@ const CWR: u8 = 0x80;
 ///
 /// # Errors
 /// [`Dropped::Malformed`] when headers and lengths contradict each other; nothing was emitted then.
-pub fn split(
-    header: &VnetHeader,
-    frame: &[u8],
-    emit: &mut impl FnMut(Bytes),
-) -> Result<usize, Dropped> {
+pub fn split(header: &VnetHeader, frame: &[u8], emit: &mut impl FnMut(Bytes)) -> Result<usize, Dropped> {
     split_into(&mut BytesMut::new(), header, frame, emit)
 }
 
@@ -68,9 +64,7 @@ fn whole(buffer: &mut BytesMut, header: &VnetHeader, frame: &[u8]) -> Option<Byt
     buffer.reserve(frame.len());
     buffer.put_slice(frame);
     if partial {
-        let sum = Sum::default()
-            .bytes(buffer.get(start..)?)
-            .checksum_nonzero();
+        let sum = Sum::default().bytes(buffer.get(start..)?).checksum_nonzero();
         put_u16(buffer, field, sum);
     }
     Some(buffer.split().freeze())
@@ -111,13 +105,7 @@ impl<'a> Plan<'a> {
         }
         let (head, payload) = frame.split_at_checked(ip_len + transport_len)?;
         let size = usize::from(header.gso_size);
-        Some(Self {
-            head,
-            payload,
-            ip_len,
-            protocol,
-            size,
-        })
+        Some(Self { head, payload, ip_len, protocol, size })
     }
 
     fn run(&self, buffer: &mut BytesMut, emit: &mut impl FnMut(Bytes)) -> usize {

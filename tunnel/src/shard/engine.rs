@@ -97,6 +97,8 @@ pub struct Engine {
     starved: Vec<usize>,
     handovers: Vec<Handover>,
     to_device: Coalescer,
+    /// Where super-packets are cut; its memory comes back when the packets are sent.
+    cuttings: BytesMut,
     /// The way out of a client.
     active: Option<usize>,
     /// The link that holds up the device, and since when.
@@ -139,6 +141,7 @@ impl Engine {
             starved: Vec::new(),
             handovers: Vec::new(),
             to_device: Coalescer::default(),
+            cuttings: BytesMut::with_capacity(64 * 1024),
             active: None,
             full: None,
             stats: ShardStats::default(),
@@ -237,7 +240,9 @@ impl Engine {
                 let id = routing.load().get(destination).ok_or(nobody)?;
                 if id.shard != self.shard {
                     let handovers = &mut self.handovers;
-                    segment::split(vnet, frame, &mut |packet| handovers.push(Handover::Packet { link: id, packet }))?;
+                    segment::split_into(&mut self.cuttings, vnet, frame, &mut |packet| {
+                        handovers.push(Handover::Packet { link: id, packet });
+                    })?;
                     return Ok(());
                 }
                 *self.by_serial.get(&id.serial).ok_or(nobody)?
@@ -246,7 +251,7 @@ impl Engine {
         let link = self.links[index].as_mut().ok_or(nobody)?;
         let max_bytes = link.datagram_bytes();
         let mut too_big = None;
-        segment::split(vnet, frame, &mut |packet| {
+        segment::split_into(&mut self.cuttings, vnet, frame, &mut |packet| {
             if let Sent::TooBig { mtu_bytes, packet } = link.send_packet(packet, &header, max_bytes) {
                 // One answer a frame is enough for its sender.
                 too_big.get_or_insert((packet, mtu_bytes));
@@ -264,22 +269,20 @@ impl Engine {
 
     /// A packet that another shard has routed and checked.
     pub fn on_handed_packet(&mut self, id: LinkId, packet: Bytes) {
-        let sent = || -> Result<(usize, Header, Bytes), Dropped> {
-            let header = Header::parse(&packet)?;
+        let found = Header::parse(&packet).and_then(|header| {
             let nobody = Dropped::NoSession { destination: header.dst() };
-            Ok((*self.by_serial.get(&id.serial).ok_or(nobody)?, header, packet.clone()))
-        }();
-        match sent {
-            Ok((index, header, packet)) => {
-                let Some(link) = self.links[index].as_mut() else { return };
-                let max_bytes = link.datagram_bytes();
-                let sent = link.send_packet(packet, &header, max_bytes);
-                self.queue(index);
-                if let Sent::TooBig { mtu_bytes, packet } = sent {
-                    self.answer_too_big(index, &packet, &header, mtu_bytes);
-                }
-            }
-            Err(why) => self.stats.dropped_device.count(&why),
+            Ok((*self.by_serial.get(&id.serial).ok_or(nobody)?, header))
+        });
+        let (index, header) = match found {
+            Ok(found) => found,
+            Err(why) => return self.stats.dropped_device.count(&why),
+        };
+        let Some(link) = self.links[index].as_mut() else { return };
+        let max_bytes = link.datagram_bytes();
+        let sent = link.send_packet(packet, &header, max_bytes);
+        self.queue(index);
+        if let Sent::TooBig { mtu_bytes, packet } = sent {
+            self.answer_too_big(index, &packet, &header, mtu_bytes);
         }
     }
 
@@ -665,9 +668,7 @@ impl Engine {
     fn read_datagrams(&mut self, now: Instant, index: usize) {
         let Some(link) = self.links[index].as_mut() else { return };
         while let Some(payload) = link.connection.datagrams().recv() {
-            if let Err(why) =
-                take_payload(&self.role, link, now, payload, &mut self.to_device, &mut self.events)
-            {
+            if let Err(why) = take_payload(&self.role, link, now, payload, &mut self.to_device, &mut self.events) {
                 link.dropped_in.count(&why);
             }
         }

@@ -2,6 +2,7 @@
 //! file moves.
 
 #![allow(dead_code, reason = "each test binary uses its part")]
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -11,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::BytesMut;
 use culvert_tunnel::close::Close;
 use culvert_tunnel::filter::{Lease, Policy};
-use culvert_tunnel::identity::{Authority, DeviceId, DeviceKey};
+use culvert_tunnel::identity::{Authority, Credential, DeviceId, DeviceKey};
 use culvert_tunnel::routing::Routing;
 use culvert_tunnel::segment::{self, VnetHeader};
 use culvert_tunnel::shard::cid::CidKey;
@@ -22,19 +23,16 @@ use culvert_tunnel::transport::{ClientTransport, ServerTransport, Tuning};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::sync::oneshot;
 
-pub const CLIENT: Lease = Lease {
-    ipv4: Ipv4Addr::new(100, 77, 3, 9),
-    ipv6: Some(Ipv6Addr::new(0xfd4e, 0x9a1c, 0, 0, 0, 0, 0, 9)),
-};
-pub const GATEWAY: Lease = Lease {
-    ipv4: Ipv4Addr::new(100, 77, 3, 1),
-    ipv6: Some(Ipv6Addr::new(0xfd4e, 0x9a1c, 0, 0, 0, 0, 0, 1)),
-};
+pub const CLIENT: Lease =
+    Lease { ipv4: Ipv4Addr::new(100, 77, 3, 9), ipv6: Some(Ipv6Addr::new(0xfd4e, 0x9a1c, 0, 0, 0, 0, 0, 9)) };
+pub const GATEWAY: Lease =
+    Lease { ipv4: Ipv4Addr::new(100, 77, 3, 1), ipv6: Some(Ipv6Addr::new(0xfd4e, 0x9a1c, 0, 0, 0, 0, 0, 1)) };
 const NAME: &str = "vpn.example.org";
 
 /// A CA, a gateway leaf for [`NAME`] and a device certificate, as a gateway would issue them.
 pub struct Keys {
     pub authority: Authority,
+    pub leaf: Credential,
     pub server: ServerTransport,
     pub client: ClientTransport,
     pub device_chain: Vec<CertificateDer<'static>>,
@@ -52,7 +50,7 @@ pub fn keys() -> Keys {
     let issued = authority.issue_device(&key.csr("test").unwrap(), DeviceId::generate().unwrap(), now).unwrap();
     let device_chain = vec![CertificateDer::from(issued.der.clone()), ca.clone()];
     let client = ClientTransport::session(&ca, device_chain.clone(), key.private_key(), Tuning::default()).unwrap();
-    Keys { authority, server, client, device_chain, device_key: key.private_key() }
+    Keys { authority, leaf, server, client, device_chain, device_key: key.private_key() }
 }
 
 struct End {
@@ -184,7 +182,8 @@ impl Pair {
             }
             while let Some(entry) = self.wire.first_entry().filter(|entry| entry.key().0 <= self.now) {
                 let datagram = entry.remove();
-                let Some(to) = [&mut self.client, &mut self.gateway].into_iter().find(|e| e.address == datagram.to) else {
+                let Some(to) = [&mut self.client, &mut self.gateway].into_iter().find(|e| e.address == datagram.to)
+                else {
                     self.strangers += 1;
                     continue;
                 };
@@ -212,7 +211,8 @@ impl Pair {
                     if bytes.len() > self.path_bytes || dice % 100 < self.loss_percent {
                         continue;
                     }
-                    let late = if self.reorder { Duration::from_micros(u64::from(dice % 3000)) } else { Duration::ZERO };
+                    let late =
+                        if self.reorder { Duration::from_micros(u64::from(dice % 3000)) } else { Duration::ZERO };
                     self.sequence += 1;
                     let datagram = Datagram {
                         from: end.address,
