@@ -326,6 +326,34 @@ impl Pair {
     }
 }
 
+/// What a test of hostile peers needs: both engines in its own hands.
+impl Pair {
+    pub fn now(&self) -> Instant {
+        self.now
+    }
+
+    pub fn client(&mut self) -> &mut Engine {
+        &mut self.client.engine
+    }
+
+    pub fn gateway(&mut self) -> &mut Engine {
+        &mut self.gateway.engine
+    }
+
+    pub fn client_link(&self) -> LinkId {
+        self.client.link.expect("a dialled link")
+    }
+
+    pub fn client_address(&self) -> SocketAddr {
+        self.client.address
+    }
+
+    /// Moves the clock alone.
+    pub fn sleep(&mut self, duration: Duration) {
+        self.now += duration;
+    }
+}
+
 /// An IPv4 packet of `len` bytes with a valid header: UDP where there is room, else protocol 253.
 pub fn ipv4(source: Ipv4Addr, destination: Ipv4Addr, len: usize, dont_fragment: bool) -> Vec<u8> {
     let mut packet = vec![0u8; len];
