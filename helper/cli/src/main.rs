@@ -182,7 +182,11 @@ async fn watch(socket: &std::path::Path, json: bool) -> Result<ExitCode, Failure
         output::text(&show::change(&status.state, &gateway, OffsetDateTime::now_utc()))?;
     }
     loop {
-        let Event::Change(change) = client.next_event().await? else { continue };
+        let event = tokio::select! {
+            event = client.next_event() => event?,
+            () = output::reader_gone() => return Ok(ExitCode::SUCCESS),
+        };
+        let Event::Change(change) = event else { continue };
         if json {
             let mut line = serde_json::to_value(&change).map_err(std::io::Error::other)?;
             line["schema"] = SCHEMA.into();

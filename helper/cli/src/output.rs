@@ -3,6 +3,8 @@
 use std::io::{self, Write};
 
 use serde::Serialize;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// Data for a person, on stdout.
 pub(crate) fn text(text: &str) -> io::Result<()> {
@@ -19,4 +21,13 @@ pub(crate) fn json<T: Serialize>(value: &T) -> io::Result<()> {
 /// A message for a person, on stderr. If that is gone too, nobody is left to tell.
 pub(crate) fn message(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
+}
+
+/// Returns once nobody can read stdout any more (`culvert watch | head -1`). Never returns for a
+/// file or a terminal, which stay.
+pub(crate) async fn reader_gone() {
+    match AsyncFd::register_with_interest(io::stdout(), Interest::ERROR) {
+        Ok(stdout) => drop(stdout.ready(Interest::ERROR).await),
+        Err(_) => std::future::pending().await, // a regular file cannot be polled
+    }
 }
