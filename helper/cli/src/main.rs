@@ -181,10 +181,11 @@ async fn watch(socket: &std::path::Path, json: bool) -> Result<ExitCode, Failure
     } else {
         output::text(&show::change(&status.state, &gateway, OffsetDateTime::now_utc()))?;
     }
+    let mut reader_gone = output::reader_gone();
     loop {
         let event = tokio::select! {
             event = client.next_event() => event?,
-            () = output::reader_gone() => return Ok(ExitCode::SUCCESS),
+            _ = &mut reader_gone => return Ok(ExitCode::SUCCESS),
         };
         let Event::Change(change) = event else { continue };
         if json {
