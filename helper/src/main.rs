@@ -1,5 +1,6 @@
 //! `culvert-helper`: arguments, logging, signals, run.
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use anyhow::Context;
@@ -55,7 +56,8 @@ struct Run {
 fn main() -> anyhow::Result<()> {
     let Arguments { command: Command::Run(run) } = Arguments::parse();
     let filter = EnvFilter::try_new(&run.log_level).context("--log-level")?;
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter).init();
+    let colour = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(colour).with_env_filter(filter).init();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("the runtime")?;
     runtime.block_on(serve(run))
 }

@@ -295,6 +295,7 @@ fn log(state: &State) {
         State::Reconnecting { cause, attempt, .. } => {
             tracing::info!(code = %cause.code, cause = cause.cause, attempt, "reconnecting");
         }
+        State::Connecting { step } => tracing::debug!(?step, "connecting"),
         other => tracing::info!(state = other.word(), "state"),
     }
 }

@@ -65,6 +65,7 @@ impl Socket {
     pub fn bind(path: &Path) -> io::Result<Self> {
         if let Some(dir) = path.parent().filter(|dir| !dir.as_os_str().is_empty() && !dir.exists()) {
             DirBuilder::new().recursive(true).mode(0o755).create(dir)?;
+            fs::set_permissions(dir, Permissions::from_mode(0o755))?; // whatever the umask says
         }
         match fs::symlink_metadata(path) {
             Ok(meta) if meta.file_type().is_socket() => {

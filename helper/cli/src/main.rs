@@ -181,8 +181,13 @@ async fn watch(socket: &std::path::Path, json: bool) -> Result<ExitCode, Failure
     } else {
         output::text(&show::change(&status.state, &gateway, OffsetDateTime::now_utc()))?;
     }
+    let mut reader_gone = output::reader_gone();
     loop {
-        let Event::Change(change) = client.next_event().await? else { continue };
+        let event = tokio::select! {
+            event = client.next_event() => event?,
+            _ = &mut reader_gone => return Ok(ExitCode::SUCCESS),
+        };
+        let Event::Change(change) = event else { continue };
         if json {
             let mut line = serde_json::to_value(&change).map_err(std::io::Error::other)?;
             line["schema"] = SCHEMA.into();

@@ -2,7 +2,10 @@
 
 use std::io::{self, Write};
 
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 use serde::Serialize;
+use tokio::sync::oneshot;
 
 /// Data for a person, on stdout.
 pub(crate) fn text(text: &str) -> io::Result<()> {
@@ -19,4 +22,18 @@ pub(crate) fn json<T: Serialize>(value: &T) -> io::Result<()> {
 /// A message for a person, on stderr. If that is gone too, nobody is left to tell.
 pub(crate) fn message(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
+}
+
+/// Completes once nobody can read stdout any more (`culvert watch | head -1`), also while there is
+/// nothing to write. Never for a file or a terminal, which stay.
+pub(crate) fn reader_gone() -> oneshot::Receiver<()> {
+    let (gone, told) = oneshot::channel();
+    // A thread, because an executor's registration of a borrowed descriptor is unsafe; it sleeps in
+    // poll(2), which reports errors unasked, and ends with the process.
+    std::thread::spawn(move || {
+        let stdout = io::stdout();
+        while poll(&mut [PollFd::new(&stdout, PollFlags::empty())], None).is_err_and(|error| error == Errno::INTR) {}
+        let _ = gone.send(()); // nobody waits any more
+    });
+    told
 }
