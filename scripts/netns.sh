@@ -8,8 +8,9 @@
 # too, with its own address: what goes past the tunnel shows. Addresses are those for documentation
 # (RFC 5737, RFC 3849), so nothing here can be meant for a real network.
 #
-# `net_open PREFIX` first removes what an earlier run with the same prefix left behind. Processes are
-# ended by pid, and only those inside our own namespaces.
+# `net_open PREFIX` first removes what a killed run with the same prefix left behind; two checkouts
+# that run at once tell themselves apart by CULVERT_PREFIX. Processes are ended by pid, and only
+# those inside our own namespaces.
 # shellcheck shell=bash disable=SC2034 # the names below are for those who source this
 
 CLIENT_IP4=192.0.2.2 CLIENT_IP6=2001:db8:1::2
