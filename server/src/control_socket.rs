@@ -2,7 +2,7 @@
 //!
 //! The socket is 0660 and belongs to the group `culvert-server` when there is one; who calls is
 //! checked again by the credentials that the kernel gives. A request is one of a short closed
-//! list. Both ends are here: [`serve`] for the gateway, [`ask`] for the commands.
+//! list. Both ends are here: [`ControlSocket::serve`] for the gateway, [`ask`] for the commands.
 
 mod peer;
 

@@ -156,21 +156,25 @@ impl<R: Registry, D: Interface> Conversation<R, D> {
         }
     }
 
-    /// Turns an invitation into a device, or refuses; closes the connection when refused. After
-    /// success the client closes.
+    /// Turns an invitation into a device, or refuses. Closes the connection in the end.
     pub async fn enrol(mut self) {
         let mut asked = Asked::default();
         match self.enrolment(&mut asked).await {
-            Ok(device) => tracing::info!(
-                event = "enrol_ok",
-                src = %self.established.remote.ip().to_canonical(),
-                port = self.established.remote.port(),
-                user = device.user,
-                device = device.name,
-                device_id = device.id,
-                ipv4 = %device.ipv4,
-                invitation = asked.invitation,
-            ),
+            Ok(device) => {
+                tracing::info!(
+                    event = "enrol_ok",
+                    src = %self.established.remote.ip().to_canonical(),
+                    port = self.established.remote.port(),
+                    user = device.user,
+                    device = device.name,
+                    device_id = device.id,
+                    ipv4 = %device.ipv4,
+                    invitation = asked.invitation,
+                );
+                // The client closes when it has checked what it got; if not, we do.
+                let _ = timeout(STEP_TIMEOUT, self.frames.recv()).await;
+                self.close(Refused::new(Close::Goodbye, "enrolled")).await;
+            }
             Err(Failed::Gone) => {}
             Err(Failed::Refused(refused)) => {
                 enrol_failed(self.established.remote, refused.code.word(), &asked);
@@ -292,7 +296,7 @@ pub fn auth_failed(remote: SocketAddr, reason: &str, name: &str) {
         port = remote.port(),
         reason,
         validated = "yes",
-        name = %format_args!("\"{}\"", peer_text(name)),
+        name = peer_text(name),
     );
 }
 
@@ -303,7 +307,7 @@ fn enrol_failed(remote: SocketAddr, reason: &str, asked: &Asked) {
         port = remote.port(),
         reason,
         validated = "yes",
-        invitation = %peer_text(&asked.invitation),
-        name = %format_args!("\"{}\"", peer_text(&asked.name)),
+        invitation = asked.invitation,
+        name = peer_text(&asked.name),
     );
 }

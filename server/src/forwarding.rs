@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::journal::{Journal, JournalError, Setting};
 
@@ -111,7 +111,7 @@ pub fn restore(settings: &[Setting]) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => {
-                tracing::warn!(event = "undo_failed", path = %path.display(), %error, "cannot be put back")
+                tracing::warn!(event = "undo_failed", path = %path.display(), %error, "cannot be put back");
             }
         }
     }
@@ -127,7 +127,7 @@ pub fn is_ours(path: &Path) -> bool {
     let accept_ra = path.file_name().is_some_and(|name| name == "accept_ra")
         && path.parent().and_then(Path::parent) == Some(Path::new("/proc/sys/net/ipv6/conf"))
         && !path.components().any(|part| part == std::path::Component::ParentDir);
-    accept_ra || [IPV4.2, IPV6.2].iter().any(|ours| PathBuf::from(ours) == path)
+    accept_ra || [IPV4.2, IPV6.2].iter().any(|ours| path == Path::new(ours))
 }
 
 #[cfg(test)]

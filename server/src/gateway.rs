@@ -133,6 +133,7 @@ fn port_sentence(address: SocketAddr, error: &io::Error) -> String {
 pub async fn run(config: Config) -> Result<(), GatewayError> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hang_up = signal(SignalKind::hangup())?;
     let state = StateDir::new(&config.state_dir);
     let registry = state.registry().await?;
     check_capability()?;
@@ -190,9 +191,13 @@ pub async fn run(config: Config) -> Result<(), GatewayError> {
     let (asked, requests) = mpsc::channel(REQUESTS);
     let office = Arc::new(Office { registry: registry.clone(), authority, config, settings });
     let stop = async {
-        let signal = tokio::select! {
-            _ = terminate.recv() => "SIGTERM",
-            _ = interrupt.recv() => "SIGINT",
+        let signal = loop {
+            tokio::select! {
+                _ = terminate.recv() => break "SIGTERM",
+                _ = interrupt.recv() => break "SIGINT",
+                // Its default would end us with the host changed.
+                _ = hang_up.recv() => tracing::warn!(event = "reload_ignored", "the configuration is read only at start"),
+            }
         };
         tracing::info!(event = "stopping", signal);
     };

@@ -23,10 +23,10 @@ use crate::conversation::{Admission, Conversation, FRAMES, Office, auth_failed};
 use crate::registry::{Device, Registry};
 use crate::times::rfc3339;
 
-/// Enrolments at once; each may cost two signatures and a write to disk.
-const ENROLMENTS: usize = 16;
-/// Connections that may be judged at once.
-const CONVERSATIONS: usize = 512;
+/// Enrolments at once, apart from sessions: strangers cannot keep enrolled devices out.
+const ENROLMENTS: usize = 128;
+/// Connections that may be judged at once, enrolments among them.
+const CONVERSATIONS: usize = 1024;
 /// Notes on who was here that may wait for the disk; more are dropped.
 const NOTES: usize = 256;
 /// How long the shards may take to say goodbye.

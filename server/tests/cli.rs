@@ -1,5 +1,7 @@
 //! The program as an administrator meets it: a real process, its output and its exit codes.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests; clippy.toml covers test functions only")]
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -40,6 +42,27 @@ fn init_picks_private_networks_and_writes_a_configuration_that_is_valid() {
     let shown = home.ok(&["check-config", "--show"]);
     assert!(shown.contains(&format!("ipv4 = \"{}\"  # {}:", networks[0], home.config().display())), "{shown}");
     assert!(shown.contains("address = \"[::]:443\"  # default"), "{shown}");
+}
+
+#[test]
+fn an_init_that_is_killed_leaves_nothing_half_made() {
+    for milliseconds in [1, 5, 9, 13, 18, 24, 31, 40, 60, 90] {
+        let home = Home::new();
+        let arguments = ["init", "--endpoint", "vpn.example.org", "--json"];
+        let mut child = home.command(&arguments).stdout(std::process::Stdio::null()).spawn().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(milliseconds));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let done = home.json(&arguments);
+        assert_eq!(done["endpoints"], serde_json::json!(["vpn.example.org:443"]), "after {milliseconds} ms");
+        home.ok(&["invite", "anna"]);
+        let left: Vec<PathBuf> = std::fs::read_dir(home.folder.path().join("state"))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into())
+            .filter(|name: &PathBuf| name != Path::new(".lock") && name != Path::new("gateway"))
+            .collect();
+        assert!(left.is_empty(), "{left:?} after {milliseconds} ms");
+    }
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! Clients against the real gateway: the program itself, its own TUN, nftables and registry, in a
 //! network namespace of each test's own. The client is a stock `quinn`.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests; clippy.toml covers test functions only")]
+
 mod namespace;
 
 use std::io::Read;
@@ -86,6 +88,22 @@ fn every_bad_invitation_has_its_own_code() {
         let log = gateway.log();
         assert!(log.contains("event=enrol_failed src=127.0.0.1 port="), "{log}");
         assert!(log.contains("reason=invite_used validated=yes"), "{log}");
+    });
+}
+
+#[test]
+fn a_full_disk_refuses_an_enrolment_and_the_invitation_stays_good() {
+    with_gateway("a_full_disk_refuses_an_enrolment_and_the_invitation_stays_good", async |gateway| {
+        let invitation = gateway.invite("anna");
+        let filler = gateway.folder.path().join("filler");
+        let mut file = std::fs::File::create(&filler).unwrap();
+        while std::io::Write::write_all(&mut file, &[0; 4096]).is_ok() {}
+        assert_eq!(refused(gateway.enrol(&invitation).await), Close::Internal);
+        assert!(gateway.fails(&["invite", "ben"]).contains("the disk that holds the registry is full"));
+        drop(file);
+        std::fs::remove_file(filler).unwrap();
+        let device = gateway.enrol(&invitation).await.unwrap();
+        gateway.session(&device).await.unwrap();
     });
 }
 
@@ -259,7 +277,12 @@ fn with_gateway(test: &str, body: impl AsyncFnOnce(&Gateway)) {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         runtime.block_on(async {
             add_address("127.0.0.1/8").await;
-            let gateway = Gateway { folder: tempfile::tempdir().unwrap(), child: std::sync::Mutex::new(None) };
+            let folder = tempfile::tempdir().unwrap();
+            // A small disk of its own, so that a test can fill it.
+            let disk =
+                Command::new("mount").args(["-t", "tmpfs", "-o", "size=2m", "tmpfs"]).arg(folder.path()).status();
+            assert!(disk.unwrap().success());
+            let gateway = Gateway { folder, child: std::sync::Mutex::new(None) };
             gateway.ok(&["init", "--endpoint", LISTEN]);
             gateway.start();
             let outcome = tokio::time::timeout(Duration::from_secs(40), body(&gateway)).await;
@@ -311,6 +334,13 @@ impl Gateway {
         let output = self.run(arguments);
         assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Standard error of a command that must fail.
+    fn fails(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+        String::from_utf8(output.stderr).unwrap()
     }
 
     fn json(&self, arguments: &[&str]) -> Value {

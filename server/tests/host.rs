@@ -1,6 +1,8 @@
 //! What the gateway changes on its host, in a network namespace of the test's own: nftables,
 //! sysctls, addresses. Each test runs again as a child inside `unshare`.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests; clippy.toml covers test functions only")]
+
 mod namespace;
 
 use culvert_server::addresses::Pool;

@@ -1,5 +1,7 @@
 //! The registry over a real SQLite file: judgements, races, a crash at any moment, a full disk.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests; clippy.toml covers test functions only")]
+
 use std::collections::HashSet;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -213,6 +215,8 @@ fn child_fills_its_disk() {
         .expect("mount(8) is there");
     assert!(mounted.success());
     let path = Path::new(&disk).join("registry.sqlite");
+    let ballast = Path::new(&disk).join("ballast");
+    std::fs::write(&ballast, [0; 100 * 1024]).unwrap();
     block_on(async {
         let registry = SqliteRegistry::create(&path, &[]).await.unwrap();
         invite(&registry, b"i", "anna", 1_000_000).await;
@@ -229,8 +233,12 @@ fn child_fills_its_disk() {
         assert!(enrolled > 0);
         assert_eq!(registry.devices().await.unwrap().len() as u32, enrolled);
         assert_eq!(registry.invitation(b"i").await.unwrap().unwrap().uses, enrolled);
+
+        std::fs::remove_file(ballast).unwrap();
+        let enrolment = Enrolment { pool: wide(), devices_per_user: None, ..request(b"i", enrolled) };
+        registry.enrol(&enrolment).await.expect("there is room again, and nobody had to restart");
         registry.close().await;
-        check_invariants(&path, enrolled as usize).await;
+        check_invariants(&path, enrolled as usize + 1).await;
     });
 }
 

@@ -133,11 +133,11 @@ impl Initialised {
         };
         let _ = writeln!(text, "{head}"); // here and below: writing to a String cannot fail
         let mut line = |what: &str, value: String| {
-            let _ = writeln!(text, "    {what:<14}{value}");
+            let _ = writeln!(text, "    {what:<15}{value}");
         };
         line("Endpoint:", self.endpoints.join(", "));
         line("Inside:", self.networks.join(", "));
-        line("Configuration:", format!(" {}", self.config.display()).trim_start().to_owned());
+        line("Configuration:", self.config.display().to_string());
         line("State:", self.state_dir.display().to_string());
         if let Some(pin) = &self.ca_pin {
             line("CA pin:", pin.clone());

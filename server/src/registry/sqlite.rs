@@ -14,7 +14,7 @@ use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
 };
-use sqlx::{Row, Sqlite, Transaction};
+use sqlx::{Connection, Row, Sqlite, Transaction};
 use time::OffsetDateTime;
 
 use super::{Device, EnrolError, Enrolment, Invitation, Meta, Registry, RegistryError};
@@ -75,6 +75,9 @@ impl SqliteRegistry {
         let pool = SqlitePoolOptions::new()
             .max_connections(CONNECTIONS)
             .idle_timeout(Duration::from_secs(60))
+            // After a COMMIT that failed SQLite has rolled back, but sqlx 0.9 still counts a
+            // transaction and could never begin another one: take a fresh connection.
+            .before_acquire(|connection, _| Box::pin(async move { Ok(!connection.is_in_transaction()) }))
             .connect_with(options)
             .await
             .map_err(from_sqlx)?;
