@@ -8,8 +8,9 @@
 # too, with its own address: what goes past the tunnel shows. Addresses are those for documentation
 # (RFC 5737, RFC 3849), so nothing here can be meant for a real network.
 #
-# `net_open PREFIX` first removes what an earlier run with the same prefix left behind. Processes are
-# ended by pid, and only those inside our own namespaces.
+# `net_open PREFIX` first removes what a killed run with the same prefix left behind; two checkouts
+# that run at once tell themselves apart by CULVERT_PREFIX. Processes are ended by pid, and only
+# those inside our own namespaces.
 # shellcheck shell=bash disable=SC2034 # the names below are for those who source this
 
 CLIENT_IP4=192.0.2.2 CLIENT_IP6=2001:db8:1::2
@@ -18,15 +19,21 @@ UPLINK_IP4=198.51.100.1 UPLINK_IP6=2001:db8:2::1
 INTERNET_IP4=198.51.100.80 INTERNET_IP6=2001:db8:2::80
 DNS_BEFORE=198.51.100.53 DNS_PUSHED=198.51.100.54
 
-# net_open PREFIX: names everything, takes the lock, cleans up. NET_DIR is the run's own folder.
+# net_open PREFIX: names everything, refuses a second run at once, cleans up after a killed one. NET_DIR is the run's own folder.
 net_open() {
-  local prefix=$1
+  local prefix=$1 pid started
   [ "$(id -u)" = 0 ] || { echo "error: network namespaces need root. Run: sudo $0" >&2; return 1; }
   [ -c /dev/net/tun ] || { echo "error: /dev/net/tun is missing. Run: modprobe tun, or scripts/setup" >&2; return 1; }
   NET_CLIENT=$prefix-client NET_GATEWAY=$prefix-gateway NET_INTERNET=$prefix-internet
   NET_DIR=/run/culvert-$prefix
-  exec {NET_LOCK}>"/run/culvert-$prefix.lock"
-  flock -n "$NET_LOCK" || { echo "error: another run of '$prefix' is still going" >&2; return 1; }
+  NET_OWNER=/run/culvert-$prefix.pid
+  # A pid alone may be another process by now; with its start time it is not. A lock on a file would
+  # be inherited by everything that outlives a killed script.
+  if read -r pid started 2>/dev/null <"$NET_OWNER" && [ -n "$started" ] && [ "$(net_started "$pid")" = "$started" ]; then
+    echo "error: another run of '$prefix' is still going (pid $pid)" >&2
+    return 1
+  fi
+  echo "$$ $(net_started $$)" >"$NET_OWNER"
   net_close
   mkdir -m 700 "$NET_DIR"
 }
@@ -55,6 +62,16 @@ net_close() {
   rm -rf "$NET_DIR"
   true
 }
+
+# net_end: for the exit trap: net_close, and the next run may begin.
+net_end() {
+  net_close
+  rm -f "$NET_OWNER"
+}
+
+# When a process began, in clock ticks (proc_pid_stat(5), field 22); empty when it has ended, even
+# if nobody has waited for it (state Z).
+net_started() { sed -n 's/.*) //p' "/proc/$1/stat" 2>/dev/null | awk '$1 != "Z" {print $20}'; }
 
 # net_up: the three hosts of the picture above, without any process in them.
 net_up() {
@@ -102,8 +119,7 @@ net_in() {
 net_spawn() {
   local name=$1 ns=$2
   shift 2
-  # The lock stays ours: a process that outlives us must not hold it.
-  (exec {NET_LOCK}>&- && exec ip netns exec "$ns" "$@") >"$NET_DIR/$name.log" 2>&1 </dev/null &
+  ip netns exec "$ns" "$@" >"$NET_DIR/$name.log" 2>&1 </dev/null & # which execs: NET_PID is the program's
   NET_PID=$!
 }
 

@@ -98,7 +98,10 @@ fn nothing_is_told_of_a_link_after_its_end() {
     pair.run_for(Duration::from_secs(3));
     let events = pair.client_events();
     assert!(matches!(events[..], [Event::Closed { .. }]), "{events:?}");
-    assert_eq!(closed(pair.gateway_events().pop().unwrap()), Some(Down::Peer { code: Close::Goodbye, reason: String::new() }));
+    assert_eq!(
+        closed(pair.gateway_events().pop().unwrap()),
+        Some(Down::Peer { code: Close::Goodbye, reason: String::new() })
+    );
 }
 
 #[test]
@@ -181,7 +184,8 @@ fn one_source_cannot_take_every_handshake() {
 async fn a_stop_behind_many_commands_is_obeyed() {
     let (device, _host) = memory::pair().unwrap();
     let socket = socket::bind("127.0.0.1:0".parse().unwrap(), SocketOptions::default()).unwrap();
-    let config = ShardConfig::<MemoryDevice> { socket, device: Some(device), role: Role::Client, cids: CidKey::random() };
+    let config =
+        ShardConfig::<MemoryDevice> { socket, device: Some(device), role: Role::Client, cids: CidKey::random() };
     let shard = spawn(vec![config]).unwrap().pop().unwrap();
     for _ in 0..900 {
         let (reply, _) = oneshot::channel();

@@ -170,7 +170,10 @@ impl Link {
         let handshake = (self.protocol.is_none() && !self.reported).then(|| self.began + HANDSHAKE_TIMEOUT);
         let linger = self.closing.as_ref().map(|closing| closing.by);
         let drained = self.ended.map(|ended| ended + DRAIN);
-        [self.connection.poll_timeout(), handshake, linger, drained, self.joiner.poll_timeout()].into_iter().flatten().min()
+        [self.connection.poll_timeout(), handshake, linger, drained, self.joiner.poll_timeout()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Lets QUIC's timers fire. Returns why the link ends, if time ended it.
@@ -367,9 +370,7 @@ impl Link {
     }
 
     fn enqueue(&mut self, mut datagram: Bytes) -> bool {
-        if datagram.len() <= SMALL_BYTES
-            && self.connection.datagrams().send_buffer_space() < DATAGRAM_SEND_BYTES / 2
-        {
+        if datagram.len() <= SMALL_BYTES && self.connection.datagrams().send_buffer_space() < DATAGRAM_SEND_BYTES / 2 {
             datagram = Bytes::copy_from_slice(&datagram);
         }
         match self.connection.datagrams().send(datagram, false) {
