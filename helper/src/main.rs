@@ -1,2 +1,100 @@
-//! Placeholder.
-fn main() {}
+//! `culvert-helper`: arguments, logging, signals, run.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand};
+use culvert_helper::service::Service;
+use culvert_helper::session::Settings;
+use culvert_helper::socket::{CONNECTIONS, Shared, Socket};
+use culvert_protocol::DEFAULT_SOCKET;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tracing_subscriber::EnvFilter;
+
+/// Gives memory back to the OS after a burst, where glibc keeps it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// The root helper of Culvert: owns the tunnel device, routes and resolver of this machine.
+#[derive(Parser, Debug)]
+#[command(version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Serves the Unix socket until SIGTERM or SIGINT, then undoes every change.
+    Run(Run),
+}
+
+#[derive(Args, Debug)]
+struct Run {
+    /// The Unix socket to listen on.
+    #[arg(long, env = "CULVERT_SOCKET", default_value = DEFAULT_SOCKET)]
+    socket: PathBuf,
+    /// Where profiles and the journal of changes are kept.
+    #[arg(long, default_value = "/var/lib/culvert")]
+    state_dir: PathBuf,
+    /// A user that may control the VPN, beside root. May be repeated.
+    #[arg(long = "allow-uid", value_name = "UID")]
+    allowed: Vec<u32>,
+    /// Firewall mark of the tunnel's own packets, and number of its routing table.
+    #[arg(long, default_value = "0x6376", value_parser = mark)]
+    fwmark: u32,
+    /// Name of the tunnel interface.
+    #[arg(long, default_value = "culvert0")]
+    device_name: String,
+    /// What to log to stderr: a level, or filters as in `info,culvert_helper=debug`.
+    #[arg(long, default_value = "info")]
+    log_level: String,
+}
+
+fn main() -> anyhow::Result<()> {
+    let Arguments { command: Command::Run(run) } = Arguments::parse();
+    let filter = EnvFilter::try_new(&run.log_level).context("--log-level")?;
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter).init();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("the runtime")?;
+    runtime.block_on(serve(run))
+}
+
+async fn serve(run: Run) -> anyhow::Result<()> {
+    let settings =
+        Settings { fwmark: run.fwmark, device: run.device_name, resolver: PathBuf::from("/etc/resolv.conf") };
+    // The socket first: a second helper must notice before it touches the first one's changes.
+    let socket = Socket::bind(&run.socket).with_context(|| format!("cannot listen on {}", run.socket.display()))?;
+    let service = Service::open(run.state_dir.clone(), settings)
+        .await
+        .with_context(|| format!("cannot use the state directory {}", run.state_dir.display()))?;
+    let (asked, requests) = mpsc::channel(CONNECTIONS);
+    let shared = Shared { asked, changes: service.changes(), allowed: run.allowed.into() };
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let stop = async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    tracing::info!(socket = %run.socket.display(), "ready");
+    tokio::select! {
+        () = service.run(requests, stop) => {}
+        () = socket.serve(shared) => {}
+    }
+    Ok(())
+}
+
+/// A mark in decimal or, with `0x`, in hexadecimal. It names a routing table too, so the reserved
+/// tables 0 and 253 to 255 are refused.
+fn mark(text: &str) -> Result<u32, String> {
+    let number = match text.strip_prefix("0x") {
+        Some(digits) => u32::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    match number {
+        Ok(0 | 253..=255) => Err("0 and 253 to 255 are the kernel's own routing tables".into()),
+        Ok(mark) => Ok(mark),
+        Err(error) => Err(error.to_string()),
+    }
+}

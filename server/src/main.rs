@@ -1,2 +1,224 @@
-//! Placeholder.
-fn main() {}
+//! `culvert-server`: runs a gateway, and administers it.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand};
+use culvert_server::admin::init::InitRequest;
+use culvert_server::admin::invite::InviteRequest;
+use culvert_server::admin::{self, AdminError, init, invite, lists};
+use culvert_server::config::{CONFIG_VARIABLE, Config, Flags, Loaded, Named};
+use culvert_server::times::parse_duration;
+use culvert_server::{gateway, log};
+
+// Gives memory back and wastes less of it on the small blocks of a long-running control plane.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// The Culvert gateway.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    after_help = "Exit codes: 0 done, 1 failed, 2 usage, 4 the gateway does not run, 8 not permitted, 9 configuration invalid"
+)]
+struct Cli {
+    #[command(flatten)]
+    place: Place,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Where this gateway's things are, so that several run on one machine.
+#[derive(Clone, Debug, Args)]
+struct Place {
+    /// Configuration file [default: /etc/culvert-server/config.toml]
+    #[arg(long, global = true, value_name = "FILE", env = CONFIG_VARIABLE)]
+    config: Option<PathBuf>,
+    /// Directory of keys and registry (state.dir)
+    #[arg(long, global = true, value_name = "DIR")]
+    state_dir: Option<String>,
+    /// Socket of the running gateway (control.socket)
+    #[arg(long, global = true, value_name = "PATH", alias = "control-socket")]
+    socket: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make a gateway: keys, registry, configuration. A second time changes nothing
+    Init {
+        /// The name or address under which clients reach this gateway, with or without a port
+        #[arg(long, value_name = "NAME")]
+        endpoint: Option<String>,
+        /// Invite this user at once
+        #[arg(long, value_name = "NAME")]
+        invite: Option<String>,
+        /// Only say what would be done
+        #[arg(long)]
+        dry_run: bool,
+        /// Ask nothing (init never does; for scripts that say so anyway)
+        #[arg(long)]
+        yes: bool,
+        /// One JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make an invitation for a user's device
+    Invite {
+        /// The user
+        name: String,
+        /// How long it is good, such as 30m, 24h or 7d
+        #[arg(long, value_name = "TIME", default_value = "24h")]
+        expires: String,
+        /// For how many devices
+        #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+        uses: u32,
+        /// Write it to a new file that only you can read
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+        /// One JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// The devices that may connect
+    Devices {
+        #[command(subcommand)]
+        list: List,
+    },
+    /// The open sessions
+    Sessions {
+        #[command(subcommand)]
+        list: List,
+    },
+    /// The running gateway as a whole
+    Status {
+        /// One JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Run the gateway until SIGTERM
+    Run,
+    /// Say what is wrong with the configuration
+    CheckConfig {
+        /// Instead of the one that is in use
+        file: Option<PathBuf>,
+        /// Every value that is in force, and where it came from
+        #[arg(long)]
+        show: bool,
+    },
+    /// Undo what a crashed gateway left on this host
+    Cleanup,
+}
+
+#[derive(Debug, Subcommand)]
+enum List {
+    /// All of them
+    List {
+        /// One JSON object
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    // The allocator's arenas would become huge pages: 16 MB resident where 3 are used. Costs
+    // nothing where the kernel has none.
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
+    let outcome = runtime().and_then(|runtime| runtime.block_on(execute(cli)));
+    match outcome.and_then(|text| Ok(print(&text)?)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            for line in format!("{error:#}").lines() {
+                eprintln!("error: {line}");
+            }
+            ExitCode::from(error.downcast_ref::<AdminError>().map_or(1, AdminError::exit_code))
+        }
+    }
+}
+
+/// Two threads do for a control plane; packets have their own.
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(8)
+        .thread_name("control")
+        .enable_all()
+        .build()
+        .context("cannot start the control threads")
+}
+
+async fn execute(cli: Cli) -> anyhow::Result<String> {
+    let place = &cli.place;
+    Ok(match cli.command {
+        Command::Init { endpoint, invite, dry_run, yes: _, json } => {
+            let loaded =
+                load(place, endpoint.map(|name| ("--endpoint", "endpoint", "name", name)), Named::MayBeMissing)?;
+            let done = init::init(&loaded, &InitRequest { invite, dry_run }).await?;
+            if json { object(&done)? } else { done.text(dry_run) }
+        }
+        Command::Invite { name, expires, uses, out, json } => {
+            let lifetime = parse_duration(&expires).filter(|time| !time.is_zero());
+            let lifetime = lifetime.ok_or(AdminError::BadDuration(expires))?;
+            let request = InviteRequest { user: name, lifetime, uses, out };
+            let done = invite::invite(&config(place)?, &request).await?;
+            if json { object(&done.json()?)? } else { done.text() }
+        }
+        Command::Devices { list: List::List { json } } => lists::devices(&config(place)?, json).await?,
+        Command::Sessions { list: List::List { json } } => lists::sessions(&config(place)?, json)?,
+        Command::Status { json } => lists::status(&config(place)?, json)?,
+        Command::Run => {
+            let config = config(place)?;
+            log::start(config.log_format, config.log_level.clone());
+            gateway::run(config).await.map_err(AdminError::from)?;
+            String::new()
+        }
+        Command::CheckConfig { file, show } => {
+            let place = Place { config: file.or_else(|| place.config.clone()), ..place.clone() };
+            admin::check_config(&load(&place, None, Named::MustExist)?, show)
+        }
+        Command::Cleanup => {
+            let config = config(place)?;
+            log::start(config.log_format, config.log_level.clone());
+            let undone = gateway::cleanup(&config).map_err(AdminError::from)?;
+            if undone { "Undid what a gateway left on this host.\n".into() } else { "Nothing to undo.\n".into() }
+        }
+    })
+}
+
+fn config(place: &Place) -> Result<Config, AdminError> {
+    Ok(load(place, None, Named::MustExist)?.config)
+}
+
+type Setting = (&'static str, &'static str, &'static str, String);
+
+fn load(place: &Place, more: Option<Setting>, named: Named) -> Result<Loaded, AdminError> {
+    let settings = [
+        place.state_dir.clone().map(|dir| ("--state-dir", "state", "dir", absolute(dir))),
+        place.socket.clone().map(|path| ("--socket", "control", "socket", absolute(path))),
+        more,
+    ];
+    let flags = Flags { config: place.config.clone(), settings: settings.into_iter().flatten().collect() };
+    let environment =
+        std::env::vars_os().filter_map(|(name, text)| Some((name.into_string().ok()?, text.into_string().ok()?)));
+    Ok(Config::load(&flags, environment, named)?)
+}
+
+/// A path on the command line is meant from here; one in a file has to be absolute.
+fn absolute(path: String) -> String {
+    std::path::absolute(&path).ok().and_then(|path| path.into_os_string().into_string().ok()).unwrap_or(path)
+}
+
+fn object(value: &impl serde::Serialize) -> anyhow::Result<String> {
+    Ok(format!("{}\n", serde_json::to_string(value)?))
+}
+
+/// A reader that has seen enough is no failure.
+fn print(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => other,
+    }
+}

@@ -9,6 +9,8 @@ pub mod linux;
 #[cfg(target_os = "macos")]
 pub mod macos;
 pub mod memory;
+#[cfg(any(target_os = "macos", test))]
+mod utun;
 
 use std::fmt;
 use std::io;

@@ -1,2 +1,252 @@
-//! Placeholder.
-fn main() {}
+//! `culvert`: asks the helper, and says what it answers. Everything that a person can do to the
+//! VPN without being root.
+//!
+//! stdout is data, stderr is messages. Errors are one line: `error: cause. hint: what to do. [E104]`.
+
+mod connect;
+mod enrol;
+mod failure;
+mod output;
+mod show;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use culvert_protocol::{Client, DEFAULT_SOCKET, Event, Request, SCHEMA, Status, VERSION};
+use failure::Failure;
+use time::OffsetDateTime;
+
+/// How long the helper may take to answer what needs no network.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0    done / true
+  1    failed; the reason, with its code, is on stderr
+  2    usage error
+  3    status --check: not connected
+  4    background service not reachable
+  5    credential refused, expired or revoked
+  6    network: no answer, or timeout
+  7    not enrolled
+  8    forbidden by policy or permission
+  9    configuration invalid
+  130  interrupted";
+
+/// Controls the Culvert VPN of this machine.
+#[derive(Parser, Debug)]
+#[command(name = "culvert", after_help = EXIT_CODES, disable_help_subcommand = false)]
+struct Arguments {
+    /// The helper's Unix socket.
+    #[arg(long, global = true, env = "CULVERT_SOCKET", default_value = DEFAULT_SOCKET)]
+    socket: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Set this machine up with an invitation from the gateway's administrator.
+    #[command(after_help = EXIT_CODES)]
+    Enrol(Enrol),
+    /// Connect, and stay connected until `culvert disconnect`.
+    #[command(after_help = EXIT_CODES)]
+    Connect(Connect),
+    /// Disconnect, and undo every change to this machine.
+    #[command(after_help = EXIT_CODES)]
+    Disconnect {
+        /// How long to wait until everything is undone.
+        #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
+        timeout: Duration,
+    },
+    /// Show what is going on.
+    #[command(after_help = EXIT_CODES)]
+    Status {
+        /// Exit with 3 unless connected.
+        #[arg(long)]
+        check: bool,
+        /// One JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show what is going on, and then every change.
+    #[command(after_help = EXIT_CODES)]
+    Watch {
+        /// One JSON object a line: first a full snapshot, then changes.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show the versions of this program and of the helper.
+    #[command(after_help = EXIT_CODES)]
+    Version {
+        /// One JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Args, Debug)]
+struct Enrol {
+    /// The invitation; `-` or nothing reads it from stdin, where no other user can see it.
+    #[arg(value_name = "INVITE")]
+    invitation: Option<String>,
+    /// What the gateway's administrator will see this device as; the host's name by default.
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// How long to wait for the gateway.
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration)]
+    timeout: Duration,
+}
+
+#[derive(Args, Debug)]
+struct Connect {
+    /// Which gateway; the default profile when absent.
+    profile: Option<String>,
+    /// Wait until connected, through causes that time may heal [default when given: 30s].
+    #[arg(long, value_name = "TIME", num_args = 0..=1, require_equals = true, default_missing_value = "30s",
+          value_parser = duration, conflicts_with_all = ["no_wait", "timeout"])]
+    wait: Option<Duration>,
+    /// Return at once; `culvert watch` tells the rest.
+    #[arg(long)]
+    no_wait: bool,
+    /// Without --wait: wait this long until connected, or until the first cause why not.
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
+    timeout: Duration,
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let done = tokio::select! {
+        done = run(arguments) => done,
+        _ = tokio::signal::ctrl_c() => return ExitCode::from(failure::INTERRUPTED),
+    };
+    match done {
+        Ok(code) => code,
+        Err(failure) => failure.report(),
+    }
+}
+
+async fn run(Arguments { socket, command }: Arguments) -> Result<ExitCode, Failure> {
+    match command {
+        Command::Enrol(arguments) => enrol::enrol(&socket, arguments).await,
+        Command::Connect(arguments) => connect::connect(&socket, arguments).await,
+        Command::Disconnect { timeout } => connect::disconnect(&socket, timeout).await,
+        Command::Status { check, json } => status(&socket, check, json).await,
+        Command::Watch { json } => watch(&socket, json).await,
+        Command::Version { json } => version(&socket, json).await,
+    }
+}
+
+/// Connects to the helper under this program's name.
+async fn dial(socket: &std::path::Path) -> Result<Client, Failure> {
+    Ok(Client::connect(socket, concat!("culvert ", env!("CARGO_PKG_VERSION"))).await?)
+}
+
+/// Asks for something that needs no network.
+async fn ask(client: &mut Client, request: Request) -> Result<Event, Failure> {
+    tokio::time::timeout(ANSWER_WITHIN, client.request(request))
+        .await
+        .map_err(|_| Failure::helper_silent())?
+        .map_err(Failure::from)
+}
+
+async fn ask_status(client: &mut Client, request: Request) -> Result<Status, Failure> {
+    match ask(client, request).await? {
+        Event::Status(status) => Ok(*status),
+        other => Err(Failure::unexpected(&other)),
+    }
+}
+
+async fn status(socket: &std::path::Path, check: bool, json: bool) -> Result<ExitCode, Failure> {
+    let mut client = dial(socket).await?;
+    let status = ask_status(&mut client, Request::Status).await?;
+    if json {
+        output::json(&status)?;
+    } else {
+        output::text(&show::status(&status, OffsetDateTime::now_utc()))?;
+    }
+    let code = if check && !status.state.is_connected() { failure::NOT_CONNECTED } else { 0 };
+    Ok(ExitCode::from(code))
+}
+
+async fn watch(socket: &std::path::Path, json: bool) -> Result<ExitCode, Failure> {
+    let mut client = dial(socket).await?;
+    let status = ask_status(&mut client, Request::Watch).await?;
+    let gateway = status.gateway.as_ref().map_or_else(|| "the gateway".to_owned(), |gateway| gateway.name.clone());
+    if json {
+        output::json(&status)?;
+    } else {
+        output::text(&show::change(&status.state, &gateway, OffsetDateTime::now_utc()))?;
+    }
+    loop {
+        let Event::Change(change) = client.next_event().await? else { continue };
+        if json {
+            let mut line = serde_json::to_value(&change).map_err(std::io::Error::other)?;
+            line["schema"] = SCHEMA.into();
+            output::json(&line)?;
+        } else {
+            output::text(&show::change(&change.state, &gateway, change.at))?;
+        }
+    }
+}
+
+async fn version(socket: &std::path::Path, json: bool) -> Result<ExitCode, Failure> {
+    let client = env!("CARGO_PKG_VERSION");
+    // Which version this program has can be told without a helper too.
+    let helper = dial(socket).await.map(|client| client.helper().to_owned());
+    if json {
+        let helper = helper.ok();
+        output::json(&serde_json::json!({"schema": SCHEMA, "client": client, "helper": helper, "protocol": VERSION}))?;
+    } else {
+        let helper = helper.unwrap_or_else(|failure| format!("not known ({})", failure.cause()));
+        output::text(&format!("culvert {client}\nhelper  {helper}"))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A time such as `30`, `30s`, `5m` or `500ms`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let number: u64 = digits.parse().map_err(|_| format!("{text:?} is no time; write 30s, 5m or 500ms"))?;
+    match &text[digits.len()..] {
+        "" | "s" => Ok(Duration::from_secs(number)),
+        "ms" => Ok(Duration::from_millis(number)),
+        "m" => Ok(Duration::from_secs(number.saturating_mul(60))),
+        unit => Err(format!("unknown unit {unit:?}; write 30s, 5m or 500ms")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn times_are_read_with_their_units() {
+        assert_eq!(duration("30"), Ok(Duration::from_secs(30)));
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(duration("5m"), Ok(Duration::from_secs(300)));
+        assert!(duration("soon").is_err());
+        assert!(duration("5h").unwrap_err().contains("\"h\""));
+    }
+
+    #[test]
+    fn wait_takes_a_time_only_with_an_equals_sign_so_that_a_profile_may_follow() {
+        let connect = |line: &str| {
+            let Command::Connect(connect) = Arguments::parse_from(line.split(' ')).command else { panic!("{line}") };
+            connect
+        };
+        let plain = connect("culvert connect --wait acme");
+        assert_eq!((plain.wait, plain.profile.as_deref()), (Some(Duration::from_secs(30)), Some("acme")));
+        assert_eq!(connect("culvert connect --wait=5s").wait, Some(Duration::from_secs(5)));
+        assert_eq!(connect("culvert connect").wait, None);
+    }
+}

@@ -1,1 +1,26 @@
-//! Placeholder.
+//! What the app and the CLI may ask of `culvert-helper`, and what they are told.
+//!
+//! One enum per direction ([`Request`], [`Event`]), in frames of `u32` length and one JSON object,
+//! over a Unix socket. The helper listens and takes a short closed list: no paths, no commands, no
+//! raw routes. The one state enum of the product ([`State`]) and the catalogue of errors
+//! ([`Problem`]) live here too, so that every program says the same words. Its own crate, so that
+//! nothing in a user's session links code that runs as root.
+
+mod client;
+mod frame;
+mod message;
+mod problem;
+mod status;
+
+pub use client::{Client, ClientError, EVENTS_HELD};
+pub use frame::{FrameError, FrameReader, MAX_FRAME, decode, encode};
+pub use message::{Answer, Ask, Change, Event, Request};
+pub use problem::{CATALOGUE, Code, Entry, Problem, code};
+pub use status::{Certificate, Drops, Gateway, Path, Protection, SCHEMA, State, Status, Step, Timestamp, Traffic};
+
+/// The version of this protocol. `hello`, `version` and `status` keep their meaning across versions.
+pub const VERSION: u32 = 1;
+
+/// Where the helper listens unless it is told otherwise (`--socket`, `CULVERT_SOCKET`).
+pub const DEFAULT_SOCKET: &str =
+    if cfg!(target_os = "macos") { "/var/run/net.culvert.helper/helper.sock" } else { "/run/culvert/helper.sock" };

@@ -1,0 +1,220 @@
+//! The messages, one enum per direction. Every [`Ask`] gets exactly one [`Answer`] with its `id`;
+//! after `watch`, answers without an `id` follow whenever the state changes.
+
+use serde::{Deserialize, Serialize};
+
+use crate::problem::Problem;
+use crate::status::{State, Status, Timestamp};
+
+/// What may be asked. The whole list.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Request {
+    /// Opens the conversation. The first request, and only the first.
+    Hello {
+        /// The protocol version that the caller speaks.
+        version: u32,
+        /// The caller's program and version, for the log.
+        client: String,
+    },
+    /// Everything there is to know now. Answered by [`Event::Status`].
+    Status,
+    /// Like `status`, and from then on [`Event::Change`] at every change.
+    Watch,
+    /// Trades an invitation for an identity; the new profile becomes the default one.
+    /// Answered by [`Event::Enrolled`] when it is done.
+    Enrol {
+        /// `culvert://enrol#..`, as the gateway printed it.
+        invitation: String,
+        /// The name that the gateway's list of devices shows; the host's name when absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        device_name: Option<String>,
+    },
+    /// Connects, and stays connected until `disconnect`. Answered at once by [`Event::Done`].
+    Connect {
+        /// A profile's name; the default profile when absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        profile: Option<String>,
+    },
+    /// Disconnects and undoes every change. Answered at once by [`Event::Done`].
+    Disconnect,
+    /// The helper's version.
+    Version,
+}
+
+/// What the helper says.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Event {
+    /// Answers `hello`.
+    Hello {
+        /// The protocol version that the helper speaks.
+        version: u32,
+        /// The helper's program version.
+        helper: String,
+    },
+    /// A full snapshot.
+    Status(Box<Status>),
+    /// The state changed. Sent to watchers; the newest state replaces unsent older ones.
+    Change(Change),
+    /// Answers `enrol`.
+    Enrolled {
+        /// The new profile's name.
+        profile: String,
+        /// The gateway's display name.
+        gateway: String,
+        /// The device's name in the gateway's registry.
+        device: String,
+        /// When the device certificate ends.
+        #[serde(with = "time::serde::rfc3339")]
+        certificate_until: Timestamp,
+    },
+    /// Answers `connect` and `disconnect`: the wish is noted, its end comes as a change of state.
+    Done {
+        /// False when there was nothing to do.
+        changed: bool,
+    },
+    /// Answers `version`.
+    Version {
+        /// The protocol version that the helper speaks.
+        version: u32,
+        /// The helper's program version.
+        helper: String,
+    },
+    /// The request was refused or failed.
+    Error(Problem),
+}
+
+/// One change of state.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Change {
+    /// When it happened.
+    #[serde(with = "time::serde::rfc3339")]
+    pub at: Timestamp,
+    /// The profile it is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub profile: Option<String>,
+    /// The new state; its `state` field is the word.
+    #[serde(flatten)]
+    pub state: State,
+}
+
+/// A request with the caller's number for it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ask {
+    /// Comes back in the answer.
+    pub id: u32,
+    /// What is asked.
+    pub request: Request,
+}
+
+/// An event, and which request it answers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Answer {
+    /// The request's number; absent when the helper speaks unasked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<u32>,
+    /// What is told.
+    pub event: Event,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::problem::{Problem, code};
+    use crate::status::{self, Step};
+    use crate::{FrameReader, decode, encode};
+    use serde::de::DeserializeOwned;
+    use serde_json::{Value, json};
+    use std::fmt::Debug;
+    use time::macros::datetime;
+
+    #[test]
+    fn every_request_survives_the_frame_and_keeps_its_shape() {
+        let requests = [
+            (
+                Request::Hello { version: 1, client: "culvert 0.1.0".into() },
+                json!({"type": "hello", "version": 1, "client": "culvert 0.1.0"}),
+            ),
+            (Request::Status, json!({"type": "status"})),
+            (Request::Watch, json!({"type": "watch"})),
+            (
+                Request::Enrol { invitation: "culvert://enrol#x".into(), device_name: Some("mac".into()) },
+                json!({"type": "enrol", "invitation": "culvert://enrol#x", "device_name": "mac"}),
+            ),
+            (Request::Connect { profile: None }, json!({"type": "connect"})),
+            (Request::Connect { profile: Some("acme".into()) }, json!({"type": "connect", "profile": "acme"})),
+            (Request::Disconnect, json!({"type": "disconnect"})),
+            (Request::Version, json!({"type": "version"})),
+        ];
+        for (request, shape) in requests {
+            let ask = Ask { id: 7, request };
+            survives(&ask, &json!({"id": 7, "request": shape}));
+        }
+    }
+
+    #[test]
+    fn every_event_survives_the_frame_and_keeps_its_shape() {
+        let at = datetime!(2026-05-03 09:12:00 UTC);
+        let no_answer = Problem::new(code::NO_ANSWER);
+        let problem = json!({"code": "E104", "word": "no_answer", "cause": no_answer.cause, "hint": no_answer.hint});
+        let events = [
+            (
+                Event::Hello { version: 1, helper: "0.1.0".into() },
+                json!({"type": "hello", "version": 1, "helper": "0.1.0"}),
+            ),
+            (
+                Event::Enrolled {
+                    profile: "acme".into(),
+                    gateway: "Acme".into(),
+                    device: "anna-mac".into(),
+                    certificate_until: at,
+                },
+                json!({"type": "enrolled", "profile": "acme", "gateway": "Acme", "device": "anna-mac",
+                       "certificate_until": "2026-05-03T09:12:00Z"}),
+            ),
+            (Event::Done { changed: false }, json!({"type": "done", "changed": false})),
+            (
+                Event::Version { version: 1, helper: "0.1.0".into() },
+                json!({"type": "version", "version": 1, "helper": "0.1.0"}),
+            ),
+            (
+                Event::Change(Change {
+                    at,
+                    profile: Some("acme".into()),
+                    state: State::Reconnecting { cause: no_answer.clone(), attempt: 3, next_at: Some(at) },
+                }),
+                json!({"type": "change", "at": "2026-05-03T09:12:00Z", "profile": "acme", "state": "reconnecting",
+                       "cause": problem, "attempt": 3, "next_at": "2026-05-03T09:12:00Z"}),
+            ),
+            (
+                Event::Change(Change { at, profile: None, state: State::Connecting { step: Step::Handshake } }),
+                json!({"type": "change", "at": "2026-05-03T09:12:00Z", "state": "connecting", "step": "handshake"}),
+            ),
+        ];
+        for (event, shape) in events {
+            survives(&Answer { id: None, event }, &json!({"event": shape}));
+        }
+        let refused = json!({"type": "error", "code": "E104", "word": "no_answer",
+                             "cause": no_answer.cause, "hint": no_answer.hint});
+        survives(&Answer { id: Some(2), event: Event::Error(no_answer) }, &json!({"id": 2, "event": refused}));
+        let status = Answer { id: Some(3), event: Event::Status(Box::new(status::sample())) };
+        let mut shape = status::sample_json();
+        shape["type"] = json!("status");
+        survives(&status, &json!({"id": 3, "event": shape}));
+    }
+
+    #[test]
+    fn an_unknown_request_is_named_in_the_error() {
+        let error = decode::<Ask>(br#"{"id":1,"request":{"type":"run_command","command":"id"}}"#).unwrap_err();
+        assert!(error.to_string().contains("run_command"), "{error}");
+    }
+
+    fn survives<M: Serialize + DeserializeOwned + PartialEq + Debug>(message: &M, shape: &Value) {
+        let mut reader = FrameReader::default();
+        reader.push(&encode(message).unwrap());
+        let frame = reader.next_frame().unwrap().unwrap();
+        assert_eq!(&decode::<Value>(&frame).unwrap(), shape);
+        assert_eq!(&decode::<M>(&frame).unwrap(), message);
+    }
+}

@@ -1,0 +1,162 @@
+//! What it takes to reach a gateway: addresses of its name, a marked socket, a shard; and what the
+//! end of a link means to the user.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::time::Duration;
+
+use culvert_protocol::{Code, Problem, code};
+use culvert_tunnel::close::{Close, Down};
+use culvert_tunnel::control::Refused;
+use culvert_tunnel::device::linux::Tun;
+use culvert_tunnel::shard::cid::CidKey;
+use culvert_tunnel::shard::engine::Role;
+use culvert_tunnel::shard::{RunningShard, ShardConfig, spawn};
+use culvert_tunnel::socket::{SocketOptions, bind};
+use tokio::net::lookup_host;
+use tokio::time::timeout;
+
+use crate::supervisor::Cause;
+
+/// How long a name server may take.
+pub const RESOLVE_WITHIN: Duration = Duration::from_secs(5);
+/// A candidate that is silent for this long gets the next one dialled beside it.
+pub const DIAL_NEXT_AFTER: Duration = Duration::from_secs(1);
+/// The last candidate's handshake must be complete within this time.
+pub const HANDSHAKE_WITHIN: Duration = Duration::from_secs(5);
+/// Addresses tried in one attempt.
+const CANDIDATES: usize = 8;
+
+/// The addresses of `host:port` endpoints, in their order, none twice.
+///
+/// # Errors
+/// E103 when none has an address.
+pub async fn resolve(endpoints: &[String]) -> Result<Vec<SocketAddr>, Problem> {
+    let mut found = Vec::new();
+    for endpoint in endpoints {
+        match timeout(RESOLVE_WITHIN, lookup_host(endpoint)).await {
+            Ok(Ok(addresses)) => {
+                for address in addresses {
+                    if !found.contains(&address) && found.len() < CANDIDATES {
+                        found.push(address);
+                    }
+                }
+            }
+            Ok(Err(error)) => tracing::debug!(endpoint, %error, "no address"),
+            Err(_) => tracing::debug!(endpoint, "the name servers do not answer"),
+        }
+    }
+    if found.is_empty() {
+        let names: Vec<&str> = endpoints.iter().map(|endpoint| host(endpoint)).collect();
+        let sentence = format!("{} has no address on this network", names.join(", "));
+        return Err(Problem::new(code::NAME).because(sentence));
+    }
+    Ok(found)
+}
+
+/// The host of `host:port`, without brackets.
+pub fn host(endpoint: &str) -> &str {
+    let host = endpoint.rsplit_once(':').map_or(endpoint, |(host, _)| host);
+    host.trim_start_matches('[').trim_end_matches(']')
+}
+
+/// Starts a client's shard on a socket whose packets carry `fwmark`.
+///
+/// # Errors
+/// E407 when the process may not set a mark, else E408.
+pub fn start_shard(fwmark: u32) -> Result<RunningShard<Tun>, Problem> {
+    let socket = open_socket(fwmark).map_err(|error| system("A UDP socket cannot be opened", &error))?;
+    let config = ShardConfig { socket, device: None, role: Role::Client, cids: CidKey::random() };
+    let mut started = spawn(vec![config]).map_err(|error| system("The data path cannot be started", &error))?;
+    started.pop().ok_or_else(|| Problem::new(code::INTERNAL))
+}
+
+fn open_socket(fwmark: u32) -> io::Result<UdpSocket> {
+    let options = SocketOptions { mark: Some(fwmark), ..SocketOptions::default() };
+    match bind((Ipv6Addr::UNSPECIFIED, 0).into(), options) {
+        Err(error) if error.kind() != io::ErrorKind::PermissionDenied => {
+            bind((Ipv4Addr::UNSPECIFIED, 0).into(), options) // a kernel without IPv6
+        }
+        bound => bound,
+    }
+}
+
+/// An OS error in the catalogue's terms.
+pub fn system(what: &str, error: &io::Error) -> Problem {
+    if error.kind() == io::ErrorKind::PermissionDenied {
+        return Problem::new(code::CAPABILITY);
+    }
+    Problem::new(code::SYSTEM).because(format!("{what}: {error}"))
+}
+
+/// What the end of a link means.
+pub fn cause_of_down(down: &Down, remote: SocketAddr) -> Cause {
+    let mut problem = Problem::new(Code(down.ecode().0)).word(down.word());
+    match down {
+        Down::Peer { reason, .. } if !reason.is_empty() => problem.cause = sentence(reason),
+        Down::NoAnswer => problem.cause = format!("No reply from {remote}"),
+        Down::TimedOut => problem.cause = format!("{remote} stopped answering"),
+        Down::Reset => problem.cause = format!("{remote} has forgotten this session, so it was restarted"),
+        Down::PeerUnknown(_) | Down::Transport(_) => problem.cause = format!("The link to {remote} ended: {down}"),
+        _ => {}
+    }
+    Cause { problem, verdict: down.is_verdict(), not_before: None }
+}
+
+/// What a refusal means.
+pub fn cause_of_refusal(refused: &Refused) -> Cause {
+    let close = refused.close();
+    let mut problem = Problem::new(Code(close.ecode().0)).word(close.word());
+    if !refused.reason.is_empty() {
+        problem.cause = sentence(&refused.reason);
+    }
+    let not_before = refused.retry_after_seconds.map(|seconds| Duration::from_secs(seconds.min(3600)));
+    Cause { problem, verdict: close.is_verdict() && close != Close::Goodbye, not_before }
+}
+
+/// A peer's words as a sentence on one line of ours.
+fn sentence(text: &str) -> String {
+    let mut words = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(256);
+    words.next().map_or_else(String::new, |first| first.to_uppercase().chain(words).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn addresses_need_no_name_server_and_keep_their_order() {
+        let endpoints = ["[2001:db8::1]:443".into(), "192.0.2.1:4433".into(), "192.0.2.1:4433".into()];
+        let found = resolve(&endpoints).await.unwrap();
+        assert_eq!(found, ["[2001:db8::1]:443".parse().unwrap(), "192.0.2.1:4433".parse().unwrap()] as [SocketAddr; 2]);
+        assert_eq!(endpoints.each_ref().map(|e| host(e)), ["2001:db8::1", "192.0.2.1", "192.0.2.1"]);
+    }
+
+    #[tokio::test]
+    async fn a_name_without_an_address_is_named() {
+        let problem = resolve(&["no such host.invalid:443".into()]).await.unwrap_err();
+        assert_eq!(problem.code, code::NAME);
+        assert!(problem.cause.contains("no such host.invalid"), "{problem}");
+    }
+
+    #[test]
+    fn every_end_of_a_link_has_words_of_its_own() {
+        let remote = "192.0.2.1:443".parse().unwrap();
+        for &close in Close::ALL {
+            let down = Down::Peer { code: close, reason: String::new() };
+            let cause = cause_of_down(&down, remote);
+            assert_eq!(cause.problem.code.to_string(), close.ecode().to_string());
+            assert!(close.ecode().0 == 0 || cause.problem.code != code::INTERNAL, "{close:?} is not in the catalogue");
+            assert_eq!(
+                culvert_protocol::Entry::of(cause.problem.code).code,
+                cause.problem.code,
+                "{close:?} is not in the catalogue"
+            );
+            assert_eq!(cause.verdict, close.is_verdict());
+        }
+        let refused = Refused::new(Close::Revoked, "removed on 3 May\nby root");
+        let cause = cause_of_refusal(&refused);
+        assert_eq!((cause.problem.code, cause.verdict), (code::REVOKED, true));
+        assert_eq!(cause.problem.cause, "Removed on 3 May by root");
+    }
+}

@@ -1,0 +1,196 @@
+//! Is the tunnel alive? An echo every 20 s while idle; every second while traffic goes out and
+//! nothing comes back. Pure. Three missed echoes end the link.
+//!
+//! The shard is asked for its counters once a second while traffic flows (the machine is awake
+//! then anyway) and never while it rests, so an idle client wakes up for its keep-alive only.
+
+use std::time::{Duration, Instant};
+
+use crate::supervisor::Action;
+
+/// How often an idle link is tested.
+pub const IDLE_EVERY: Duration = Duration::from_secs(20);
+/// How often a suspicious link is tested, and a busy one looked at.
+pub const BUSY_EVERY: Duration = Duration::from_secs(1);
+/// So many echoes without an answer mean that the link is dead.
+pub const MISSED: u32 = 3;
+
+/// Inner packets that have crossed a link.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// To the gateway.
+    pub sent: u64,
+    /// From the gateway.
+    pub received: u64,
+}
+
+/// What a timeout means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Nothing is wrong yet; do this.
+    Alive(Vec<Action>),
+    /// Three echoes in a row were lost and nothing else came back either.
+    Dead,
+}
+
+/// The health of one link.
+#[derive(Debug)]
+pub struct Health {
+    last: Counters,
+    /// When something last came back.
+    heard: Instant,
+    /// An echo is out.
+    waiting: bool,
+    missed: u32,
+    busy: bool,
+    next: Instant,
+}
+
+impl Health {
+    /// A link whose first echo has just come back.
+    pub fn new(now: Instant) -> Self {
+        Self { last: Counters::default(), heard: now, waiting: false, missed: 0, busy: false, next: now + BUSY_EVERY }
+    }
+
+    /// When to call [`Self::on_timeout`] next.
+    pub fn poll_timeout(&self) -> Instant {
+        self.next
+    }
+
+    /// An echo came back.
+    pub fn on_echo(&mut self, now: Instant) {
+        self.on_heard(now);
+        self.next = now + if self.busy { BUSY_EVERY } else { IDLE_EVERY };
+    }
+
+    /// Looks at the counters; may ask for an echo.
+    pub fn on_counters(&mut self, counters: Counters, now: Instant) -> Option<Action> {
+        let (sending, receiving) = (counters.sent > self.last.sent, counters.received > self.last.received);
+        self.last = counters;
+        self.busy = sending || receiving;
+        if receiving {
+            self.on_heard(now);
+            self.next = now + BUSY_EVERY;
+            return None;
+        }
+        if self.waiting {
+            return None;
+        }
+        if sending || now.saturating_duration_since(self.heard) >= IDLE_EVERY {
+            self.waiting = true;
+            self.next = now + BUSY_EVERY;
+            return Some(Action::Echo);
+        }
+        self.next = self.heard + IDLE_EVERY;
+        None
+    }
+
+    /// The moment named by [`Self::poll_timeout`] has come.
+    pub fn on_timeout(&mut self, now: Instant) -> Verdict {
+        self.next = now + BUSY_EVERY;
+        if !self.waiting {
+            return Verdict::Alive(vec![Action::Inspect]);
+        }
+        self.missed += 1;
+        if self.missed >= MISSED {
+            return Verdict::Dead;
+        }
+        Verdict::Alive(vec![Action::Inspect, Action::Echo])
+    }
+
+    fn on_heard(&mut self, now: Instant) {
+        (self.heard, self.waiting, self.missed) = (now, false, 0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_idle_link_is_tested_every_twenty_seconds_and_left_alone_in_between() {
+        let mut link = Link::new();
+        let mut echoes = 0;
+        let mut wakeups = 0;
+        while link.elapsed() < Duration::from_secs(200) {
+            wakeups += 1;
+            if link.expire(true) == Some(true) {
+                echoes += 1;
+            }
+        }
+        assert!((9..=10).contains(&echoes), "{echoes}");
+        assert!(wakeups <= echoes + 3, "{wakeups} wake-ups");
+    }
+
+    #[test]
+    fn a_link_that_dies_under_traffic_is_found_dead_within_five_seconds() {
+        let mut link = Link::new();
+        for _ in 0..10 {
+            link.counters.sent += 100;
+            link.counters.received += 100;
+            assert!(link.expire(true).is_some());
+        }
+        let died = link.now;
+        loop {
+            link.counters.sent += 1;
+            if link.expire(false).is_none() {
+                break;
+            }
+        }
+        assert!(link.now - died <= Duration::from_secs(5), "{:?}", link.now - died);
+    }
+
+    #[test]
+    fn a_download_needs_no_echo() {
+        let mut link = Link::new();
+        for _ in 0..60 {
+            link.counters.received += 1;
+            assert_eq!(link.expire(false), Some(false));
+        }
+    }
+
+    #[test]
+    fn one_lost_echo_does_no_harm() {
+        let mut link = Link::new();
+        let mut answered = false;
+        for _ in 0..100 {
+            answered = !answered;
+            assert!(link.expire(answered).is_some());
+        }
+    }
+
+    struct Link {
+        health: Health,
+        start: Instant,
+        now: Instant,
+        counters: Counters,
+    }
+
+    impl Link {
+        fn new() -> Self {
+            let now = Instant::now();
+            Self { health: Health::new(now), start: now, now, counters: Counters::default() }
+        }
+
+        /// Lets time pass to the next timeout, with a gateway that answers echoes or not.
+        /// `None` when the link is found dead, else whether an echo was sent.
+        fn expire(&mut self, answers: bool) -> Option<bool> {
+            self.now = self.health.poll_timeout();
+            let Verdict::Alive(mut actions) = self.health.on_timeout(self.now) else {
+                return None;
+            };
+            if actions.contains(&Action::Inspect) {
+                actions.extend(self.health.on_counters(self.counters, self.now));
+            }
+            let echo = actions.contains(&Action::Echo);
+            if echo && answers {
+                self.health.on_echo(self.now);
+            }
+            Some(echo)
+        }
+
+        fn elapsed(&self) -> Duration {
+            self.now - self.start
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! Everything that a welcome puts in force on this machine, as one value that undoes itself.
+//!
+//! Order: interface, routes, names; undone in reverse. A step that fails undoes those before it.
+
+use culvert_protocol::{Problem, Protection, code};
+use culvert_tunnel::control::Welcome;
+use culvert_tunnel::device::linux::{OpenError, Tun};
+use ipnet::IpNet;
+
+use crate::dial::system;
+use crate::dns::{self, DnsGuard, Outcome, Servers};
+use crate::journal::Journal;
+use crate::routes::{Plan, RouteGuard};
+use crate::session::Settings;
+
+/// The inner MTU to begin with: the least that IPv6 allows. The shard follows the path from there.
+const FIRST_MTU_BYTES: u16 = 1280;
+
+/// What is in force.
+#[derive(Debug)]
+pub struct Installed {
+    plan: Plan,
+    servers: Option<Servers>,
+    routes: RouteGuard,
+    dns: Option<DnsGuard>,
+    notes: Vec<String>,
+}
+
+impl Installed {
+    /// Makes the interface and puts routes and names in force.
+    ///
+    /// # Errors
+    /// One sentence with its code; nothing is left in force.
+    pub async fn new(settings: &Settings, welcome: &Welcome, journal: &mut Journal) -> Result<(Self, Tun), Problem> {
+        let (plan, servers) = (plan(settings, welcome), servers(settings, welcome));
+        let device = open(&settings.device)?;
+        let routes = RouteGuard::apply(&plan, journal).await.map_err(|error| error.problem())?;
+        let mut installed = Self { plan, servers, routes, dns: None, notes: Vec::new() };
+        let Some(servers) = &installed.servers else { return Ok((installed, device)) };
+        match dns::apply(servers, journal) {
+            Ok(Outcome::InForce(guard)) => installed.dns = Some(guard),
+            Ok(Outcome::LeftAlone(note)) => installed.notes.push(note),
+            Err(error) => {
+                let problem = system(&format!("{} cannot be written", servers.file.display()), &error);
+                installed.undo(journal).await;
+                return Err(problem);
+            }
+        }
+        Ok((installed, device))
+    }
+
+    /// True when a welcome asks for exactly what is in force.
+    pub fn fits(&self, settings: &Settings, welcome: &Welcome) -> bool {
+        self.plan == plan(settings, welcome) && self.servers == servers(settings, welcome)
+    }
+
+    /// Undoes everything. What the OS refuses stays in the journal for the next start.
+    pub async fn undo(self, journal: &mut Journal) {
+        if let Some(guard) = self.dns
+            && let Err(error) = guard.undo(journal)
+        {
+            tracing::error!(%error, "the resolver file could not be put back");
+        }
+        if let Err(error) = self.routes.undo(journal).await {
+            tracing::error!(%error, "the routes could not be put back");
+        }
+    }
+
+    /// What goes through the tunnel.
+    pub fn protection(&self) -> Protection {
+        Protection {
+            ipv4: self.plan.is_full_v4(),
+            ipv6: self.plan.is_full(), // carried, or refused at once
+            dns: self.dns.is_some(),
+            kill_switch: false,
+        }
+    }
+
+    /// The interface's name.
+    pub fn interface(&self) -> &str {
+        &self.plan.device
+    }
+
+    /// What could not be done, in sentences.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+}
+
+fn plan(settings: &Settings, welcome: &Welcome) -> Plan {
+    let mut plan = Plan {
+        device: settings.device.clone(),
+        ipv4: welcome.ipv4,
+        ipv6: welcome.ipv6,
+        mtu_bytes: FIRST_MTU_BYTES,
+        routes: welcome.routes.clone(),
+        excluded: welcome.excluded_routes.clone(),
+        networks: welcome.networks.clone(),
+        fwmark: settings.fwmark,
+    };
+    // The gateway's name servers are asked through its tunnel, also when little else is.
+    for server in &welcome.dns_servers {
+        if !plan.routes.iter().chain(&plan.networks).any(|net| net.contains(server)) {
+            plan.routes.push(IpNet::from(*server));
+        }
+    }
+    plan
+}
+
+fn servers(settings: &Settings, welcome: &Welcome) -> Option<Servers> {
+    let servers = welcome.dns_servers.clone();
+    (!servers.is_empty()).then(|| Servers {
+        file: settings.resolver.clone(),
+        servers,
+        domains: welcome.dns_domains.clone(),
+    })
+}
+
+fn open(name: &str) -> Result<Tun, Problem> {
+    let opened = Tun::open(name, 1).map_err(|error| match &error {
+        OpenError::NoDriver => Problem::new(code::NO_TUN),
+        OpenError::NotPermitted => Problem::new(code::CAPABILITY),
+        OpenError::Busy(name) => Problem::new(code::CONFLICT)
+            .because(format!("The interface {name} is in use by another program"))
+            .hint("Stop it, or give this helper another name (culvert-helper run --device-name)"),
+        OpenError::BadName(_) | OpenError::Os { .. } => Problem::new(code::SYSTEM).because(error.to_string()),
+    })?;
+    opened.into_iter().next().ok_or_else(|| Problem::new(code::INTERNAL))
+}

@@ -1,0 +1,283 @@
+//! The gateways that this machine is enrolled with: one file each, readable by root only.
+//!
+//! A profile is written whole or not at all (temporary file, fsync, rename, fsync of the
+//! directory), so that neither a crash nor a full disk costs an identity. Not here: how one is
+//! obtained (`enrol`).
+
+use std::fmt;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use culvert_tunnel::identity::{Credential, DeviceId, IdentityError, Pin};
+use serde::{Deserialize, Serialize};
+
+/// More than a profile takes; written once before an invitation is spent, to see that there is room.
+const ROOM_BYTES: usize = 64 * 1024;
+
+/// One gateway and this machine's identity there.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Profile {
+    /// What the user calls it; also the name of its file.
+    pub name: String,
+    /// The gateway's display name.
+    pub gateway: String,
+    /// Where sessions are opened, `host:port`, best first.
+    pub endpoints: Vec<String>,
+    /// The name or address that the gateway's certificate must carry.
+    pub server_name: String,
+    /// The device's id in the gateway's registry.
+    pub device_id: DeviceId,
+    /// What the device is called there.
+    pub device_name: String,
+    /// Whose device it is.
+    pub user: String,
+    /// The device's certificate and the CA's, PEM.
+    pub chain_pem: String,
+    /// The device's private key, PKCS#8 PEM.
+    pub key_pem: String,
+}
+
+impl fmt::Debug for Profile {
+    /// Without the key.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut it = f.debug_struct("Profile");
+        it.field("name", &self.name).field("endpoints", &self.endpoints).finish_non_exhaustive()
+    }
+}
+
+impl Profile {
+    /// Certificate and key, checked against each other.
+    ///
+    /// # Errors
+    /// [`IdentityError`] for a file that was edited or damaged.
+    pub fn credential(&self) -> Result<Credential, IdentityError> {
+        Credential::from_pem(&self.chain_pem, &self.key_pem)
+    }
+
+    /// The pin of the gateway's CA: two profiles with one pin are the same gateway.
+    fn authority(&self) -> Option<Pin> {
+        Pin::of_certificate(self.credential().ok()?.chain().last()?).ok()
+    }
+}
+
+/// The profiles in one state directory.
+#[derive(Clone, Debug)]
+pub struct Profiles {
+    dir: PathBuf,
+}
+
+impl Profiles {
+    /// Uses `STATE_DIR/profiles`; makes it, readable by root only, when there is none.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn open(state_dir: &Path) -> io::Result<Self> {
+        let dir = state_dir.join("profiles");
+        DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
+        Ok(Self { dir })
+    }
+
+    /// The names, sorted.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn names(&self) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&self.dir)? {
+            let file = entry?.file_name();
+            if let Some(name) = file.to_str().and_then(|file| file.strip_suffix(".json")) {
+                names.push(name.to_owned());
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    /// Reads one.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::NotFound`] when there is none of that name,
+    /// [`io::ErrorKind::InvalidData`] for a damaged file.
+    pub fn load(&self, name: &str) -> io::Result<Profile> {
+        if !is_name(name) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        let bytes = fs::read(self.file(name))?;
+        serde_json::from_slice(&bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+    }
+
+    /// The default profile's name; `None` before the first enrolment.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn default_name(&self) -> io::Result<Option<String>> {
+        let names = self.names()?;
+        match fs::read_to_string(self.dir.join("default")) {
+            Ok(name) if names.iter().any(|known| known == name.trim()) => Ok(Some(name.trim().to_owned())),
+            Ok(_) => Ok(names.into_iter().next()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(names.into_iter().next()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Keeps a profile and makes it the default one. It replaces that of the same gateway (the
+    /// same CA); another gateway of the same name gets a number.
+    ///
+    /// # Errors
+    /// What the file system says; the profiles are as they were then.
+    pub fn keep(&self, mut profile: Profile) -> io::Result<Profile> {
+        profile.name = self.name_for(&profile)?;
+        let json = serde_json::to_vec_pretty(&profile)?;
+        self.write(&format!("{}.json", profile.name), &json)?;
+        self.write("default", profile.name.as_bytes())?;
+        Ok(profile)
+    }
+
+    /// Sees whether a profile could be written now, before an invitation is spent on it.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn has_room(&self) -> io::Result<()> {
+        let path = self.dir.join("room.new");
+        let written = write_synced(&path, &[0; ROOM_BYTES]);
+        let removed = fs::remove_file(&path);
+        written.and(removed)
+    }
+
+    fn name_for(&self, profile: &Profile) -> io::Result<String> {
+        let base = slug(&profile.gateway);
+        let authority = profile.authority();
+        for number in 1.. {
+            let name = if number == 1 { base.clone() } else { format!("{base}-{number}") };
+            match self.load(&name) {
+                Ok(known) if known.authority() != authority => {}
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => {} // not ours to overwrite
+                Ok(_) => return Ok(name),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(name),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(base)
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.dir.join(format!("{name}.json"))
+    }
+
+    fn write(&self, file: &str, bytes: &[u8]) -> io::Result<()> {
+        let temporary = self.dir.join(format!("{file}.new"));
+        let written = write_synced(&temporary, bytes).and_then(|()| fs::rename(&temporary, self.dir.join(file)));
+        if written.is_err() {
+            let _ = fs::remove_file(&temporary);
+        }
+        written?;
+        File::open(&self.dir)?.sync_all()
+    }
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+/// A gateway's display name as a file's name.
+fn slug(text: &str) -> String {
+    let mut slug = String::new();
+    for c in text.chars().flat_map(char::to_lowercase) {
+        if c.is_ascii_alphanumeric() {
+            slug.push(c);
+        } else if !slug.is_empty() && !slug.ends_with('-') {
+            slug.push('-');
+        }
+    }
+    slug.truncate(40);
+    let slug = slug.trim_end_matches('-');
+    if slug.is_empty() { "gateway".into() } else { slug.into() }
+}
+
+fn is_name(text: &str) -> bool {
+    !text.is_empty() && text.len() <= 64 && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use culvert_tunnel::identity::{Authority, DeviceKey};
+    use std::os::unix::fs::PermissionsExt;
+    use std::time::SystemTime;
+
+    #[test]
+    fn a_profile_comes_back_as_it_was_and_only_root_may_read_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let profiles = Profiles::open(dir.path()).unwrap();
+        assert_eq!(profiles.default_name().unwrap(), None);
+        let kept = profiles.keep(profile("Acme Corp.", &authority())).unwrap();
+        assert_eq!(kept.name, "acme-corp");
+        assert_eq!(profiles.load("acme-corp").unwrap(), kept);
+        assert_eq!(profiles.default_name().unwrap().as_deref(), Some("acme-corp"));
+        kept.credential().unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&dir.path().join("profiles")), 0o700);
+        assert_eq!(mode(&dir.path().join("profiles/acme-corp.json")), 0o600);
+        assert!(!format!("{kept:?}").contains("PRIVATE"));
+    }
+
+    #[test]
+    fn the_same_gateway_replaces_its_profile_and_another_of_the_same_name_does_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let profiles = Profiles::open(dir.path()).unwrap();
+        let (acme, impostor) = (authority(), authority());
+        profiles.keep(profile("Acme", &acme)).unwrap();
+        assert_eq!(profiles.keep(profile("Acme", &acme)).unwrap().name, "acme");
+        assert_eq!(profiles.keep(profile("Acme", &impostor)).unwrap().name, "acme-2");
+        assert_eq!(profiles.names().unwrap(), ["acme", "acme-2"]);
+    }
+
+    #[test]
+    fn a_write_that_fails_leaves_the_profile_as_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let profiles = Profiles::open(dir.path()).unwrap();
+        let acme = authority();
+        let kept = profiles.keep(profile("Acme", &acme)).unwrap();
+        fs::create_dir(dir.path().join("profiles/acme.json.new")).unwrap(); // as a full disk: the new file cannot be written
+        assert!(profiles.keep(profile("Acme", &acme)).is_err());
+        assert_eq!(profiles.load("acme").unwrap(), kept);
+    }
+
+    #[test]
+    fn a_name_cannot_leave_the_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let profiles = Profiles::open(dir.path()).unwrap();
+        for name in ["../../etc/passwd", "", "a/b", "."] {
+            assert_eq!(profiles.load(name).unwrap_err().kind(), io::ErrorKind::NotFound);
+        }
+        assert_eq!(slug("../../etc"), "etc");
+        assert_eq!(slug("漢字"), "gateway");
+    }
+
+    fn authority() -> Authority {
+        Authority::create("Acme", SystemTime::now()).unwrap()
+    }
+
+    fn profile(gateway: &str, authority: &Authority) -> Profile {
+        let key = DeviceKey::generate().unwrap();
+        let device_id = DeviceId::generate().unwrap();
+        let issued = authority.issue_device(&key.csr("test").unwrap(), device_id, SystemTime::now()).unwrap();
+        let chain = vec![issued.der.into(), authority.certificate_der().clone()];
+        let credential = Credential::new(chain, key).unwrap();
+        Profile {
+            name: String::new(),
+            gateway: gateway.into(),
+            endpoints: vec!["127.0.0.1:443".into()],
+            server_name: "127.0.0.1".into(),
+            device_id,
+            device_name: "test".into(),
+            user: "anna".into(),
+            chain_pem: credential.chain_pem(),
+            key_pem: credential.key_pem().expose().into(),
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! Sends traffic into the tunnel: addresses, routes and rules. `cfg` appears here and nowhere above.
+//!
+//! The tunnel's own packets carry a firewall mark and take the machine's ordinary routes; all
+//! others meet a routing table of ours first. Local networks stay reachable, since every route of
+//! the main table except the default ones goes before ours. Not here: names (`dns`).
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use culvert_protocol::{Problem, code};
+use ipnet::IpNet;
+
+use crate::journal::{Change, Journal};
+
+#[cfg(target_os = "linux")]
+#[path = "routes/linux.rs"]
+mod imp;
+
+/// What to send into the tunnel, in full; the same for every platform.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// The tunnel interface, which exists.
+    pub device: String,
+    /// This end's inner IPv4 address.
+    pub ipv4: Ipv4Addr,
+    /// This end's inner IPv6 address, when the gateway carries IPv6.
+    pub ipv6: Option<Ipv6Addr>,
+    /// The interface's MTU to begin with.
+    pub mtu_bytes: u16,
+    /// Destinations that go into the tunnel.
+    pub routes: Vec<IpNet>,
+    /// Destinations that stay outside even so.
+    pub excluded: Vec<IpNet>,
+    /// Networks behind the gateway; none may clash with a local one.
+    pub networks: Vec<IpNet>,
+    /// Marks the tunnel's own packets; also the number of our routing table.
+    pub fwmark: u32,
+}
+
+impl Plan {
+    /// True when all IPv4 traffic goes into the tunnel.
+    pub fn is_full_v4(&self) -> bool {
+        self.routes.iter().any(|net| matches!(net, IpNet::V4(v4) if v4.prefix_len() == 0))
+    }
+
+    /// True when the plan wants all traffic in the tunnel, so that nothing may leak beside it.
+    pub fn is_full(&self) -> bool {
+        self.is_full_v4() || self.routes.iter().any(|net| net.prefix_len() == 0)
+    }
+
+    /// The destinations that really go in: families that this end has an address for.
+    pub fn carried(&self) -> Vec<IpNet> {
+        let all = self.routes.iter().chain(&self.networks);
+        let mut nets: Vec<IpNet> =
+            all.filter(|net| matches!(net, IpNet::V4(_)) || self.ipv6.is_some()).map(IpNet::trunc).collect();
+        nets.sort();
+        nets.dedup();
+        nets
+    }
+
+    /// True when IPv6 must be refused at once, lest it leak beside a full tunnel without IPv6.
+    pub fn refuses_v6(&self) -> bool {
+        self.is_full() && !self.carried().iter().any(|net| matches!(net, IpNet::V6(v6) if v6.prefix_len() == 0))
+    }
+
+    /// The first clash between a local network and one behind the gateway: an inner network may
+    /// not touch a local one, and a pushed route may not lie within one (it would never be used).
+    pub fn clash(&self, local: &[LocalNet]) -> Option<RouteError> {
+        let clash = |ours: &IpNet, theirs: &LocalNet| RouteError::Overlap {
+            inner: ours.trunc(),
+            local: theirs.net,
+            interface: theirs.interface.clone(),
+        };
+        for theirs in local {
+            if let Some(ours) = self.networks.iter().find(|net| net.contains(&theirs.net) || theirs.net.contains(*net))
+            {
+                return Some(clash(ours, theirs));
+            }
+            if let Some(ours) = self.routes.iter().find(|net| theirs.net.contains(*net)) {
+                return Some(clash(ours, theirs));
+            }
+        }
+        None
+    }
+}
+
+/// A network that the machine reaches by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalNet {
+    /// The network; never a default route.
+    pub net: IpNet,
+    /// Through which interface.
+    pub interface: String,
+}
+
+/// Why the routes could not be put in force. Nothing is in force then.
+#[derive(Debug, thiserror::Error)]
+pub enum RouteError {
+    /// A local network and an inner one use the same addresses.
+    #[error("the network {inner} behind the gateway clashes with {local} on {interface}")]
+    Overlap {
+        /// Behind the gateway.
+        inner: IpNet,
+        /// On this machine.
+        local: IpNet,
+        /// Through which interface.
+        interface: String,
+    },
+    /// Our routing table holds routes that we did not make.
+    #[error("routing table {0} is already used by another program")]
+    TableTaken(u32),
+    /// The tunnel interface does not exist.
+    #[error("there is no interface {0}")]
+    NoInterface(String),
+    /// The kernel refused a request.
+    #[error("{doing}: {error}")]
+    Kernel {
+        /// What was asked.
+        doing: &'static str,
+        /// What the kernel said.
+        error: io::Error,
+    },
+    /// The journal could not be written, so nothing was changed.
+    #[error("the journal: {0}")]
+    Journal(#[from] io::Error),
+}
+
+impl RouteError {
+    /// The same in the catalogue's terms.
+    pub fn problem(&self) -> Problem {
+        let sentence = |code| Problem::new(code).because(capital(&self.to_string()));
+        match self {
+            Self::Overlap { .. } => sentence(code::OVERLAP),
+            Self::TableTaken(_) => sentence(code::CONFLICT)
+                .hint("Stop the other program, or give this helper another mark (culvert-helper run --fwmark)"),
+            Self::Kernel { error, .. } if error.kind() == io::ErrorKind::PermissionDenied => {
+                Problem::new(code::CAPABILITY)
+            }
+            Self::NoInterface(_) | Self::Kernel { .. } => sentence(code::SYSTEM),
+            Self::Journal(_) => sentence(code::DISK),
+        }
+    }
+}
+
+fn capital(text: &str) -> String {
+    let mut chars = text.chars();
+    chars.next().map_or_else(String::new, |first| first.to_uppercase().chain(chars).collect())
+}
+
+/// Routes in force until undone. Dropping it undoes them too, and waits for the kernel.
+#[derive(Debug)]
+pub struct RouteGuard(imp::Routes);
+
+impl RouteGuard {
+    /// Puts a plan in force. Journals first; on an error nothing is left in force.
+    ///
+    /// # Errors
+    /// See [`RouteError`].
+    pub async fn apply(plan: &Plan, journal: &mut Journal) -> Result<Self, RouteError> {
+        imp::Routes::apply(plan, journal).await.map(Self)
+    }
+
+    /// Sets the interface's MTU, in bytes of one inner packet.
+    ///
+    /// # Errors
+    /// [`RouteError::Kernel`].
+    pub async fn set_mtu(&self, mtu_bytes: u16) -> Result<(), RouteError> {
+        self.0.set_mtu(mtu_bytes).await
+    }
+
+    /// Removes exactly what was added.
+    ///
+    /// # Errors
+    /// [`RouteError::Kernel`]; the journal keeps what could not be undone.
+    pub async fn undo(self, journal: &mut Journal) -> Result<(), RouteError> {
+        self.0.undo(journal).await
+    }
+}
+
+/// Undoes a change that a crashed helper left behind; one that is not in force is no error.
+///
+/// # Errors
+/// [`RouteError::Kernel`].
+pub async fn undo_leftover(change: &Change) -> Result<(), RouteError> {
+    imp::undo(change).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_tunnel_without_ipv6_refuses_it() {
+        assert!(plan(&["0.0.0.0/0"], true).refuses_v6());
+        assert!(plan(&["0.0.0.0/0", "::/0"], false).refuses_v6());
+        assert!(!plan(&["0.0.0.0/0", "::/0"], true).refuses_v6());
+        assert!(!plan(&["10.0.0.0/8"], false).refuses_v6());
+    }
+
+    #[test]
+    fn inner_networks_are_carried_and_nothing_twice() {
+        let nets = plan(&["10.0.0.0/8", "100.77.0.0/16"], false).carried();
+        assert_eq!(nets, ["10.0.0.0/8".parse().unwrap(), "100.77.0.0/16".parse().unwrap()] as [IpNet; 2]);
+    }
+
+    #[test]
+    fn a_local_network_that_clashes_is_named() {
+        let plan = plan(&["0.0.0.0/0", "192.168.1.0/24", "10.0.0.0/8"], false);
+        let lan = |net: &str| [LocalNet { net: net.parse().unwrap(), interface: "wlan0".into() }];
+        let error = plan.clash(&lan("192.168.1.0/24")).unwrap();
+        assert_eq!(error.problem().code, code::OVERLAP);
+        assert!(error.to_string().contains("192.168.1.0/24 on wlan0"), "{error}");
+        assert!(plan.clash(&lan("100.64.0.0/10")).is_some(), "inside the LAN");
+        assert!(plan.clash(&lan("100.77.9.0/24")).is_some(), "around the LAN");
+        assert!(plan.clash(&lan("10.5.0.0/16")).is_none(), "a LAN within a pushed route keeps its addresses");
+        assert!(plan.clash(&lan("172.16.0.0/12")).is_none());
+    }
+
+    fn plan(routes: &[&str], v6: bool) -> Plan {
+        Plan {
+            device: "culvert0".into(),
+            ipv4: "100.77.0.2".parse().unwrap(),
+            ipv6: v6.then(|| "fd00::2".parse().unwrap()),
+            mtu_bytes: 1280,
+            routes: routes.iter().map(|net| net.parse().unwrap()).collect(),
+            excluded: vec![],
+            networks: vec!["100.77.0.0/16".parse().unwrap()],
+            fwmark: 1,
+        }
+    }
+}

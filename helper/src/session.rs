@@ -1,0 +1,536 @@
+//! Makes the supervisor's wishes true: dials with a shard, sets this machine up, and tells back
+//! what happened.
+//!
+//! [`Session::next`] only waits and may be dropped at any time; [`Session::digest`] and
+//! [`Session::perform`] act and run to their end. The device and the routes outlive a link, so that
+//! traffic is held and not leaked while a new one is made. Not here: when to try (`supervisor`).
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::time::Duration;
+
+use culvert_protocol::{Problem, Step, code};
+use culvert_tunnel::close::{Close, Down};
+use culvert_tunnel::control::{self, FrameError, FromClient, FromServer, Hello, Welcome};
+use culvert_tunnel::device::linux::Tun;
+use culvert_tunnel::shard::RunningShard;
+use culvert_tunnel::shard::mailbox::{Command, Established, Event, Lease, LinkId};
+use culvert_tunnel::stats::LinkStats;
+use culvert_tunnel::transport::{ClientTransport, Tuning};
+use tokio::time::{Instant, sleep_until, timeout};
+
+use crate::dial::{self, DIAL_NEXT_AFTER, HANDSHAKE_WITHIN, cause_of_down, cause_of_refusal};
+use crate::health::Counters;
+use crate::install::Installed;
+use crate::journal::Journal;
+use crate::profile::Profile;
+use crate::supervisor::{Action, Cause, Input};
+
+/// How long the gateway may take to judge this device.
+const WELCOME_WITHIN: Duration = Duration::from_secs(5);
+/// How long the shard may take to end.
+const STOP_WITHIN: Duration = Duration::from_secs(2);
+
+/// What does not change while the helper runs.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Marks the tunnel's own packets; also the number of our routing table.
+    pub fwmark: u32,
+    /// The tunnel interface's name.
+    pub device: String,
+    /// The resolver's file.
+    pub resolver: PathBuf,
+}
+
+/// Something to digest.
+#[derive(Debug)]
+pub enum Occurrence {
+    /// The shard says something; `None` when its thread has ended.
+    Shard(Option<Event>),
+    /// The gateway's name has addresses, or not.
+    Resolved(Result<Vec<SocketAddr>, Problem>),
+    /// A deadline of the attempt has passed.
+    Due,
+}
+
+/// A link that the gateway has welcomed.
+#[derive(Debug)]
+struct Live {
+    link: LinkId,
+    remote: SocketAddr,
+    welcome: Box<Welcome>,
+}
+
+type Resolving = Pin<Box<dyn Future<Output = Result<Vec<SocketAddr>, Problem>> + Send>>;
+
+/// How far an attempt has come.
+enum Attempt {
+    None,
+    Resolving(Resolving),
+    /// Handshakes under way; more candidates may follow.
+    Dialling {
+        links: Vec<(LinkId, SocketAddr)>,
+        waiting: std::vec::IntoIter<SocketAddr>,
+        due: Instant,
+    },
+    /// Hello is said.
+    Waiting {
+        established: Box<Established>,
+        due: Instant,
+    },
+}
+
+/// One user's wish, in force or on its way.
+pub struct Session {
+    settings: Settings,
+    journal: Journal,
+    profile: Option<Profile>,
+    shard: Option<RunningShard<Tun>>,
+    attempt: Attempt,
+    live: Option<Live>,
+    installed: Option<Installed>,
+    /// Addresses that answered for this profile; the name cannot be looked up while the resolver
+    /// is behind a tunnel that is down.
+    known: Vec<SocketAddr>,
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session").field("profile", &self.profile).field("live", &self.live).finish_non_exhaustive()
+    }
+}
+
+/// What is known of the session for `status`.
+#[derive(Debug)]
+pub struct Facts<'a> {
+    /// The profile in use.
+    pub profile: Option<&'a Profile>,
+    /// Where the gateway is, and what it said.
+    pub live: Option<(SocketAddr, &'a Welcome)>,
+    /// What is in force on this machine.
+    pub installed: Option<&'a Installed>,
+    /// The link's counters now.
+    pub stats: Option<LinkStats>,
+}
+
+impl Session {
+    /// Nothing is changed yet; what a crashed helper left behind has been undone.
+    pub fn new(settings: Settings, journal: Journal) -> Self {
+        Self {
+            settings,
+            journal,
+            profile: None,
+            shard: None,
+            attempt: Attempt::None,
+            live: None,
+            installed: None,
+            known: Vec::new(),
+        }
+    }
+
+    /// The profile that the next attempt uses.
+    pub fn choose(&mut self, profile: Profile) {
+        if self.profile.as_ref().is_none_or(|old| old.endpoints != profile.endpoints) {
+            self.known.clear();
+        }
+        self.profile = Some(profile);
+    }
+
+    /// The profile in use.
+    pub fn profile(&self) -> Option<&Profile> {
+        self.profile.as_ref()
+    }
+
+    /// Waits for the next occurrence. Cancel-safe; never returns while nothing is under way.
+    pub async fn next(&mut self) -> Occurrence {
+        let due = match &self.attempt {
+            Attempt::Dialling { due, .. } | Attempt::Waiting { due, .. } => Some(*due),
+            Attempt::None | Attempt::Resolving(_) => None,
+        };
+        let resolving = match &mut self.attempt {
+            Attempt::Resolving(resolving) => Some(resolving),
+            _ => None,
+        };
+        tokio::select! {
+            event = receive(self.shard.as_mut()) => Occurrence::Shard(event),
+            found = resolved(resolving) => Occurrence::Resolved(found),
+            () = reached(due) => Occurrence::Due,
+        }
+    }
+
+    /// Acts on an occurrence. Not cancel-safe.
+    pub async fn digest(&mut self, occurrence: Occurrence) -> Option<Input> {
+        match occurrence {
+            Occurrence::Resolved(Ok(candidates)) => self.dial(candidates).await,
+            Occurrence::Resolved(Err(problem)) => Some(lost(problem)),
+            Occurrence::Due => self.on_due().await,
+            Occurrence::Shard(Some(event)) => self.on_event(event).await,
+            Occurrence::Shard(None) => {
+                self.shard = None;
+                self.attempt = Attempt::None;
+                self.live = None;
+                self.uninstall().await;
+                Some(lost(Problem::new(code::INTERNAL).because("The data path stopped by itself")))
+            }
+        }
+    }
+
+    /// Does what the supervisor asks. Not cancel-safe.
+    pub async fn perform(&mut self, action: Action) -> Option<Input> {
+        match action {
+            Action::Attempt => self.begin().await,
+            Action::Abandon => {
+                self.hang_up("connecting anew").await;
+                None
+            }
+            Action::Echo => {
+                let link = self.live.as_ref()?.link;
+                self.send(Command::Echo { link }).await;
+                None
+            }
+            Action::Inspect => {
+                let stats = self.stats().await?;
+                Some(Input::Counters(Counters { sent: stats.sent.packets, received: stats.received.packets }))
+            }
+            Action::Undo => {
+                self.undo().await;
+                Some(Input::Undone)
+            }
+        }
+    }
+
+    /// What is known now; asks the shard for its counters.
+    pub async fn facts(&self) -> Facts<'_> {
+        Facts {
+            profile: self.profile.as_ref(),
+            live: self.live.as_ref().map(|live| (live.remote, &*live.welcome)),
+            installed: self.installed.as_ref(),
+            stats: self.stats().await,
+        }
+    }
+
+    async fn stats(&self) -> Option<LinkStats> {
+        let (shard, live) = (self.shard.as_ref()?, self.live.as_ref()?);
+        let inspection = shard.handle.inspect().await.ok()?;
+        inspection.links.into_iter().find(|(link, _)| *link == live.link).map(|(_, stats)| stats)
+    }
+
+    // --- an attempt ---
+
+    async fn begin(&mut self) -> Option<Input> {
+        let Some(profile) = &self.profile else { return Some(verdict(Problem::new(code::NOT_ENROLLED))) };
+        if self.shard.is_none() {
+            match dial::start_shard(self.settings.fwmark) {
+                Ok(shard) => self.shard = Some(shard),
+                Err(problem) => return Some(verdict(problem)),
+            }
+        }
+        if self.installed.is_some() && !self.known.is_empty() {
+            return self.dial(self.known.clone()).await;
+        }
+        let endpoints = profile.endpoints.clone();
+        self.attempt = Attempt::Resolving(Box::pin(async move { dial::resolve(&endpoints).await }));
+        None
+    }
+
+    async fn dial(&mut self, candidates: Vec<SocketAddr>) -> Option<Input> {
+        self.known = candidates.clone();
+        self.attempt = Attempt::Dialling { links: Vec::new(), waiting: candidates.into_iter(), due: Instant::now() };
+        self.dial_next().await.or(Some(Input::Reached(Step::Handshake)))
+    }
+
+    /// Dials the next candidate beside those that are still silent.
+    async fn dial_next(&mut self) -> Option<Input> {
+        let transport = match self.transport() {
+            Ok(transport) => transport,
+            Err(problem) => return Some(verdict(problem)),
+        };
+        let server_name = self.profile.as_ref()?.server_name.clone();
+        let handle = self.shard.as_ref()?.handle.clone();
+        let Attempt::Dialling { links, waiting, due } = &mut self.attempt else { return None };
+        let remote = waiting.next()?;
+        *due = Instant::now() + if waiting.len() == 0 { HANDSHAKE_WITHIN } else { DIAL_NEXT_AFTER };
+        tracing::debug!(%remote, "dialling");
+        match handle.dial(remote, server_name, transport).await {
+            Ok(link) => {
+                links.push((link, remote));
+                None
+            }
+            Err(_) if waiting.len() > 0 => {
+                *due = Instant::now();
+                None
+            }
+            Err(down) => Some(Input::Lost(cause_of_down(&down, remote))),
+        }
+    }
+
+    fn transport(&self) -> Result<ClientTransport, Problem> {
+        let damaged = |error: &dyn std::error::Error| {
+            let sentence = format!("The stored identity cannot be used: {error}");
+            Problem::new(code::UNKNOWN).word("damaged_profile").because(sentence)
+        };
+        let profile = self.profile.as_ref().ok_or_else(|| Problem::new(code::NOT_ENROLLED))?;
+        let credential = profile.credential().map_err(|error| damaged(&error))?;
+        let authority = credential.chain().last().ok_or_else(|| Problem::new(code::UNKNOWN))?;
+        ClientTransport::session(authority, credential.chain().to_vec(), credential.private_key(), Tuning::default())
+            .map_err(|error| damaged(&error))
+    }
+
+    async fn on_due(&mut self) -> Option<Input> {
+        match &mut self.attempt {
+            Attempt::Dialling { waiting, .. } if waiting.len() > 0 => self.dial_next().await,
+            Attempt::Dialling { links, .. } => {
+                let tried: Vec<String> = links.iter().map(|(_, remote)| remote.to_string()).collect();
+                let sentence = format!("No reply from {} for {} s", tried.join(", "), HANDSHAKE_WITHIN.as_secs());
+                self.hang_up("no answer").await;
+                // An address that is silent may be an old one: look the name up again when possible.
+                Some(lost(Problem::new(code::NO_ANSWER).because(sentence)))
+            }
+            Attempt::Waiting { .. } => {
+                self.hang_up("no welcome").await;
+                let sentence = "The gateway answered, but did not say whether this device may connect";
+                Some(lost(Problem::new(code::NO_ANSWER).because(sentence)))
+            }
+            Attempt::None | Attempt::Resolving(_) => None,
+        }
+    }
+
+    // --- what the shard says ---
+
+    async fn on_event(&mut self, event: Event) -> Option<Input> {
+        match event {
+            Event::Established(established) => self.on_established(established).await,
+            Event::Frame { link, payload } => self.on_frame(link, &payload).await,
+            Event::Echo { link, .. } => self.is_live(link).then_some(Input::Echo),
+            Event::Moved { link, remote } => {
+                if let Some(live) = self.live.as_mut().filter(|live| live.link == link) {
+                    live.remote = remote;
+                }
+                None
+            }
+            Event::InnerMtu { .. } => None, // the shard sets its device's MTU itself
+            Event::Closed { link, down, remote, .. } => self.on_closed(link, &down, remote).await,
+            Event::DeviceGone { os_error } => {
+                tracing::warn!(os_error, "the tunnel interface is gone");
+                self.hang_up("the interface is gone").await;
+                self.uninstall().await;
+                Some(lost(Problem::new(code::SYSTEM).because("Another program removed the tunnel interface")))
+            }
+        }
+    }
+
+    async fn on_established(&mut self, established: Established) -> Option<Input> {
+        let link = established.link;
+        let Attempt::Dialling { links, .. } = &self.attempt else {
+            self.close(link, "not needed").await;
+            return None;
+        };
+        let others: Vec<LinkId> = links.iter().map(|(other, _)| *other).filter(|other| *other != link).collect();
+        for other in others {
+            self.close(other, "another address was faster").await;
+        }
+        let hello = FromClient::Hello(Hello {
+            version: control::VERSION,
+            client: concat!("culvert ", env!("CARGO_PKG_VERSION")).into(),
+            platform: std::env::consts::OS.into(),
+        });
+        self.say(link, &hello).await;
+        self.attempt = Attempt::Waiting { established: Box::new(established), due: Instant::now() + WELCOME_WITHIN };
+        Some(Input::Reached(Step::Welcome))
+    }
+
+    async fn on_closed(&mut self, link: LinkId, down: &Down, remote: SocketAddr) -> Option<Input> {
+        if self.is_live(link) {
+            self.live = None;
+            return Some(Input::Lost(cause_of_down(down, remote)));
+        }
+        match &mut self.attempt {
+            Attempt::Waiting { established, .. } if established.link == link => {}
+            Attempt::Dialling { links, waiting, .. } => {
+                let before = links.len();
+                links.retain(|(dialled, _)| *dialled != link);
+                if links.len() == before {
+                    return None;
+                }
+                if !down.is_verdict() && waiting.len() > 0 {
+                    return self.dial_next().await;
+                }
+                if !down.is_verdict() && !links.is_empty() {
+                    return None;
+                }
+            }
+            _ => return None,
+        }
+        self.hang_up("the attempt failed").await;
+        Some(Input::Lost(cause_of_down(down, remote)))
+    }
+
+    async fn on_frame(&mut self, link: LinkId, payload: &[u8]) -> Option<Input> {
+        let waiting = matches!(&self.attempt, Attempt::Waiting { established, .. } if established.link == link);
+        if !waiting && !self.is_live(link) {
+            return None;
+        }
+        match control::decode::<FromServer>(payload) {
+            Ok(FromServer::Welcome(welcome)) if waiting => self.on_welcome(link, welcome).await,
+            Ok(FromServer::Reconfigure(welcome)) if !waiting => self.on_reconfigure(welcome).await,
+            Ok(FromServer::Refused(refused)) => {
+                self.hang_up("refused").await;
+                Some(Input::Lost(cause_of_refusal(&refused)))
+            }
+            Ok(FromServer::Goodbye { reason }) => {
+                tracing::info!(reason, "the gateway is about to close");
+                None
+            }
+            Ok(FromServer::Unsupported { what }) => {
+                tracing::debug!(what, "the gateway does not know this message");
+                None
+            }
+            Ok(other) => {
+                tracing::debug!(?other, "a message that this version does not act on");
+                None
+            }
+            Err(FrameError::Unknown(what)) => {
+                tracing::debug!(what, "the gateway says something newer than this program");
+                None
+            }
+            Err(error) => {
+                self.hang_up("a frame cannot be read").await;
+                let sentence = format!("The gateway's message cannot be read: {error}");
+                Some(verdict(Problem::new(code::VERSION).because(sentence)))
+            }
+        }
+    }
+
+    async fn on_welcome(&mut self, link: LinkId, welcome: Welcome) -> Option<Input> {
+        let Attempt::Waiting { established, .. } = std::mem::replace(&mut self.attempt, Attempt::None) else {
+            return None;
+        };
+        if let Err(problem) = self.install(&welcome).await {
+            self.close(link, "this machine could not be set up").await;
+            return Some(verdict(problem));
+        }
+        let lease = Lease { ipv4: welcome.ipv4, ipv6: welcome.ipv6 };
+        self.send(Command::Admit { link, lease }).await;
+        tracing::info!(remote = %established.remote, gateway = welcome.gateway, "the gateway says welcome");
+        // The address that answered goes first next time.
+        self.known.sort_by_key(|address| *address != established.remote);
+        self.live = Some(Live { link, remote: established.remote, welcome: Box::new(welcome) });
+        Some(Input::Ready)
+    }
+
+    async fn on_reconfigure(&mut self, welcome: Welcome) -> Option<Input> {
+        if let Err(problem) = self.install(&welcome).await {
+            self.hang_up("this machine could not be set up").await;
+            return Some(verdict(problem));
+        }
+        if let Some(live) = self.live.as_mut() {
+            *live.welcome = welcome;
+        }
+        None
+    }
+
+    // --- this machine ---
+
+    /// Sets the machine up for a welcome; keeps what is already right.
+    async fn install(&mut self, welcome: &Welcome) -> Result<(), Problem> {
+        if self.installed.as_ref().is_some_and(|installed| installed.fits(&self.settings, welcome)) {
+            return Ok(());
+        }
+        self.uninstall().await;
+        let (installed, device) = Installed::new(&self.settings, welcome, &mut self.journal).await?;
+        self.installed = Some(installed);
+        self.send(Command::Attach(device)).await;
+        Ok(())
+    }
+
+    async fn uninstall(&mut self) {
+        if let Some(installed) = self.installed.take() {
+            self.send(Command::Detach).await;
+            installed.undo(&mut self.journal).await;
+        }
+    }
+
+    async fn undo(&mut self) {
+        self.hang_up("disconnected by the user").await;
+        if let Some(installed) = self.installed.take() {
+            installed.undo(&mut self.journal).await;
+        }
+        let Some(mut shard) = self.shard.take() else { return };
+        let stop = Command::Stop { code: Close::Goodbye, reason: "disconnected by the user".into() };
+        if shard.handle.send(stop).await.is_err() {
+            return;
+        }
+        // The thread drops its device, and with it the interface, before it drops this channel.
+        let ended = timeout(STOP_WITHIN, async { while shard.events.recv().await.is_some() {} });
+        if ended.await.is_err() {
+            tracing::error!("the data path does not stop");
+        }
+    }
+
+    // --- small things ---
+
+    fn is_live(&self, link: LinkId) -> bool {
+        self.live.as_ref().is_some_and(|live| live.link == link)
+    }
+
+    /// Closes every link, whatever it was for.
+    async fn hang_up(&mut self, reason: &str) {
+        let mut links: Vec<LinkId> = self.live.take().map(|live| live.link).into_iter().collect();
+        match std::mem::replace(&mut self.attempt, Attempt::None) {
+            Attempt::Dialling { links: dialled, .. } => links.extend(dialled.into_iter().map(|(link, _)| link)),
+            Attempt::Waiting { established, .. } => links.push(established.link),
+            Attempt::None | Attempt::Resolving(_) => {}
+        }
+        for link in links {
+            self.close(link, reason).await;
+        }
+    }
+
+    async fn close(&self, link: LinkId, reason: &str) {
+        self.send(Command::Close { link, code: Close::Goodbye, reason: reason.into() }).await;
+    }
+
+    async fn say(&self, link: LinkId, message: &FromClient) {
+        match control::encode(message) {
+            Ok(frame) => self.send(Command::Send { link, frame }).await,
+            Err(error) => tracing::error!(%error, "a message that cannot be sent"),
+        }
+    }
+
+    /// A shard that is gone says so itself, through the end of its events.
+    async fn send(&self, command: Command<Tun>) {
+        if let Some(shard) = &self.shard {
+            let _ = shard.handle.send(command).await;
+        }
+    }
+}
+
+fn lost(problem: Problem) -> Input {
+    Input::Lost(Cause { problem, verdict: false, not_before: None })
+}
+
+fn verdict(problem: Problem) -> Input {
+    Input::Lost(Cause { problem, verdict: true, not_before: None })
+}
+
+async fn receive(shard: Option<&mut RunningShard<Tun>>) -> Option<Event> {
+    match shard {
+        Some(shard) => shard.events.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn resolved(resolving: Option<&mut Resolving>) -> Result<Vec<SocketAddr>, Problem> {
+    match resolving {
+        Some(resolving) => resolving.await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn reached(due: Option<Instant>) {
+    match due {
+        Some(due) => sleep_until(due).await,
+        None => std::future::pending().await,
+    }
+}

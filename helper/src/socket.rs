@@ -1,0 +1,248 @@
+//! The helper's Unix socket: who may talk, how much, and for how long.
+//!
+//! Anybody may open the socket (mode 0666), so that a caller who is not allowed gets a sentence
+//! instead of a riddle. At most [`CONNECTIONS`] at once; every frame has a deadline, both ways; the
+//! accept loop never waits for a peer. A watcher that reads slowly skips states, and nothing grows.
+//! Not here: what a request does (`service`).
+
+use std::fs::{self, DirBuilder, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use culvert_protocol::{Answer, Ask, Change, Event, FrameReader, Problem, Request, VERSION, code, decode, encode};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep_until, timeout};
+
+use crate::caller::Caller;
+
+/// Connections served at once.
+pub const CONNECTIONS: usize = 8;
+/// A frame that has begun must be complete within this time, and one that is sent must be taken.
+pub const FRAME_WITHIN: Duration = Duration::from_secs(5);
+/// A caller that neither asks nor watches is hung up on after this time.
+pub const IDLE_WITHIN: Duration = Duration::from_secs(60);
+
+/// One request on its way to the service, which answers exactly once.
+#[derive(Debug)]
+pub struct Asked {
+    /// What is asked.
+    pub request: Request,
+    /// Who asks.
+    pub caller: Caller,
+    /// Where the answer goes.
+    pub answer: oneshot::Sender<Event>,
+}
+
+/// What every connection shares.
+#[derive(Clone, Debug)]
+pub struct Shared {
+    /// Requests go here.
+    pub asked: mpsc::Sender<Asked>,
+    /// The newest state.
+    pub changes: watch::Receiver<Change>,
+    /// Users that are served beside root.
+    pub allowed: Arc<[u32]>,
+}
+
+/// A socket that listens, and its file, which goes with it.
+#[derive(Debug)]
+pub struct Socket {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl Socket {
+    /// Listens on `path`; makes its directory (0755) when there is none, and takes the place of a
+    /// socket that nobody listens on any more.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::AddrInUse`] when another helper listens there, else what the OS says.
+    pub fn bind(path: &Path) -> io::Result<Self> {
+        if let Some(dir) = path.parent().filter(|dir| !dir.as_os_str().is_empty() && !dir.exists()) {
+            DirBuilder::new().recursive(true).mode(0o755).create(dir)?;
+        }
+        match fs::symlink_metadata(path) {
+            Ok(meta) if meta.file_type().is_socket() => {
+                if std::os::unix::net::UnixStream::connect(path).is_ok() {
+                    let text = format!("another helper listens on {}", path.display());
+                    return Err(io::Error::new(io::ErrorKind::AddrInUse, text));
+                }
+                fs::remove_file(path)?;
+            }
+            Ok(_) => {
+                let text = format!("{} exists and is no socket", path.display());
+                return Err(io::Error::new(io::ErrorKind::AlreadyExists, text));
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        let listener = UnixListener::bind(path)?;
+        fs::set_permissions(path, Permissions::from_mode(0o666))?;
+        Ok(Self { listener, path: path.into() })
+    }
+
+    /// Accepts callers until the future is dropped; their tasks end with the service.
+    pub async fn serve(&self, shared: Shared) {
+        let places = Arc::new(Semaphore::new(CONNECTIONS));
+        loop {
+            let stream = match self.listener.accept().await {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    // Out of descriptors, mostly; without the pause this would spin.
+                    tracing::warn!(%error, "a caller could not be accepted");
+                    tokio::time::sleep(Duration::from_millis(200)).await;
+                    continue;
+                }
+            };
+            match places.clone().try_acquire_owned() {
+                Ok(place) => drop(tokio::spawn(converse(stream, shared.clone(), place))),
+                Err(_) => turn_away(&stream, Problem::new(code::BUSY)),
+            }
+        }
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Says one sentence and hangs up, without waiting: a fresh socket's buffer takes it.
+fn turn_away(stream: &UnixStream, problem: Problem) {
+    if let Ok(frame) = encode(&Answer { id: None, event: Event::Error(problem) }) {
+        let _ = stream.try_write(&frame);
+    }
+}
+
+async fn converse(stream: UnixStream, shared: Shared, place: OwnedSemaphorePermit) {
+    let caller = match Caller::of(&stream) {
+        Ok(caller) => caller,
+        Err(error) => return tracing::warn!(%error, "a caller could not be told apart"),
+    };
+    if !caller.is_allowed(&shared.allowed) {
+        tracing::info!(uid = caller.uid, "refused a caller");
+        let sentence = format!("User {} may not control the VPN", caller.uid);
+        return turn_away(&stream, Problem::new(code::FORBIDDEN).because(sentence));
+    }
+    let mut conversation = Conversation { stream, reader: FrameReader::default(), caller, shared, watching: false };
+    if let Err(End::Say(problem)) = conversation.run().await {
+        tracing::info!(uid = caller.uid, %problem, "hung up on a caller");
+        let _ = conversation.tell(None, Event::Error(problem)).await;
+    }
+    drop(place);
+}
+
+/// Why a conversation ended.
+enum End {
+    /// The peer hung up, or does not read.
+    Silent,
+    /// The peer broke the rules, and is told which.
+    Say(Problem),
+}
+
+struct Conversation {
+    stream: UnixStream,
+    reader: FrameReader,
+    caller: Caller,
+    shared: Shared,
+    watching: bool,
+}
+
+impl Conversation {
+    async fn run(&mut self) -> Result<(), End> {
+        self.greet().await?;
+        loop {
+            let Ask { id, request } = self.next().await?;
+            match request {
+                Request::Hello { .. } => return Err(rule("Hello comes first, and only once")),
+                Request::Version => self.tell(Some(id), version()).await?,
+                Request::Watch => {
+                    // Marks the newest state as seen first: what changes from here on is told.
+                    self.shared.changes.mark_unchanged();
+                    self.watching = true;
+                    self.ask(id, Request::Status).await?;
+                }
+                other => self.ask(id, other).await?,
+            }
+        }
+    }
+
+    async fn greet(&mut self) -> Result<(), End> {
+        match self.next().await? {
+            Ask { id, request: Request::Hello { version: VERSION, client } } => {
+                tracing::debug!(uid = self.caller.uid, client = %client.escape_debug(), "a caller");
+                let helper = env!("CARGO_PKG_VERSION").into();
+                self.tell(Some(id), Event::Hello { version: VERSION, helper }).await
+            }
+            Ask { id, request: Request::Hello { version, .. } } => {
+                let sentence =
+                    format!("The helper speaks version {VERSION} of the protocol, the caller version {version}");
+                self.tell(Some(id), Event::Error(Problem::new(code::HELPER_VERSION).because(sentence))).await?;
+                Err(End::Silent)
+            }
+            _ => Err(rule("Hello comes first, and only once")),
+        }
+    }
+
+    /// Hands a request to the service and its answer to the caller.
+    async fn ask(&mut self, id: u32, request: Request) -> Result<(), End> {
+        let (answer, answered) = oneshot::channel();
+        let asked = Asked { request, caller: self.caller, answer };
+        self.shared.asked.send(asked).await.map_err(|_| End::Silent)?;
+        let event = answered.await.map_err(|_| End::Silent)?;
+        self.tell(Some(id), event).await
+    }
+
+    /// The caller's next request; tells a watcher what changes meanwhile.
+    async fn next(&mut self) -> Result<Ask, End> {
+        let mut chunk = [0; 4096];
+        let mut due = Instant::now() + if self.reader.is_partial() { FRAME_WITHIN } else { IDLE_WITHIN };
+        loop {
+            match self.reader.next_frame() {
+                Ok(Some(frame)) => return decode(&frame).map_err(|error| rule(&error.to_string())),
+                Ok(None) => {}
+                Err(error) => return Err(rule(&error.to_string())),
+            }
+            let may_idle = self.watching && !self.reader.is_partial();
+            tokio::select! {
+                read = self.stream.read(&mut chunk) => match read {
+                    Ok(0) | Err(_) => return Err(End::Silent),
+                    Ok(count) => {
+                        if !self.reader.is_partial() {
+                            due = Instant::now() + FRAME_WITHIN;
+                        }
+                        self.reader.push(&chunk[..count]);
+                    }
+                },
+                changed = self.shared.changes.changed(), if self.watching => {
+                    changed.map_err(|_| End::Silent)?;
+                    let change = self.shared.changes.borrow_and_update().clone();
+                    self.tell(None, Event::Change(change)).await?;
+                }
+                () = sleep_until(due), if !may_idle => return Err(rule("A whole request was not sent in time")),
+            }
+        }
+    }
+
+    async fn tell(&mut self, id: Option<u32>, event: Event) -> Result<(), End> {
+        let frame = encode(&Answer { id, event }).map_err(|_| End::Silent)?;
+        match timeout(FRAME_WITHIN, self.stream.write_all(&frame)).await {
+            Ok(Ok(())) => Ok(()),
+            _ => Err(End::Silent),
+        }
+    }
+}
+
+fn version() -> Event {
+    Event::Version { version: VERSION, helper: env!("CARGO_PKG_VERSION").into() }
+}
+
+fn rule(sentence: &str) -> End {
+    End::Say(Problem::new(code::BAD_REQUEST).because(format!("The request cannot be served: {sentence}")))
+}

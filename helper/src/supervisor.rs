@@ -1,0 +1,563 @@
+//! When to connect, when to try again, when to stop: the state machine of the client.
+//!
+//! Pure: inputs and `now` in, actions out; no clock, no socket, no randomness of its own. Network
+//! causes are retried for ever with full jitter, verdicts never. Connected is said only after the
+//! gateway's welcome is in force and one echo has come back. While it tries again, the device and
+//! the routes stay, so that traffic is held and not leaked. Not here: how an attempt is made
+//! (`session`), whether the link is alive once it is up (`health`).
+
+use std::time::{Duration, Instant};
+
+use culvert_protocol::{Problem, State, Step, Timestamp, code};
+
+use crate::health::{Counters, Health, Verdict};
+
+/// The first retry comes within this time.
+pub const BACKOFF_FIRST: Duration = Duration::from_millis(250);
+/// No retry waits longer than this.
+pub const BACKOFF_LAST: Duration = Duration::from_secs(30);
+/// A link that was up this long starts the backoff anew.
+pub const HEALTHY_AFTER: Duration = Duration::from_secs(60);
+/// An attempt that reports neither success nor failure is given up after this time.
+pub const ATTEMPT_WITHIN: Duration = Duration::from_secs(30);
+/// The first echo must come back within this time.
+pub const ECHO_WITHIN: Duration = Duration::from_secs(5);
+/// The first echo is sent again in this rhythm, since it may be lost.
+const ECHO_AGAIN: Duration = Duration::from_secs(1);
+
+/// One moment, by both clocks: intervals are measured on the first, people are told the second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Now {
+    /// The monotonic clock.
+    pub mono: Instant,
+    /// The wall clock.
+    pub utc: Timestamp,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Input {
+    /// The user wants a connection.
+    Connect,
+    /// The user wants none.
+    Disconnect,
+    /// An identity exists now.
+    Enrolled,
+    /// The attempt under way has come this far.
+    Reached(Step),
+    /// The gateway said welcome and this machine is set up for it.
+    Ready,
+    /// An echo came back through the tunnel.
+    Echo,
+    /// What has crossed so far; answers [`Action::Inspect`].
+    Counters(Counters),
+    /// The attempt or the link ended.
+    Lost(Cause),
+    /// Everything is undone; answers [`Action::Undo`].
+    Undone,
+    /// The moment named by [`Supervisor::poll_timeout`] has come.
+    Timeout,
+}
+
+/// Why an attempt or a link ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cause {
+    /// In words, and with its E-code.
+    pub problem: Problem,
+    /// True when trying again cannot help until a person acts.
+    pub verdict: bool,
+    /// The gateway asked for this pause.
+    pub not_before: Option<Duration>,
+}
+
+/// What to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Begin an attempt: look up, dial, say hello, set up this machine.
+    Attempt,
+    /// Give up the attempt or link under way; the device and the routes stay.
+    Abandon,
+    /// Send an echo.
+    Echo,
+    /// Read the counters.
+    Inspect,
+    /// Close the link and undo every change to this machine.
+    Undo,
+}
+
+#[derive(Debug)]
+enum Phase {
+    NotEnrolled,
+    Disconnected,
+    Failed(Problem),
+    /// An attempt is under way.
+    Trying {
+        step: Step,
+        deadline: Instant,
+    },
+    /// The machine is set up; the first echo is out.
+    Probing {
+        deadline: Instant,
+        again: Instant,
+    },
+    /// The next attempt waits for its time.
+    Waiting {
+        until: Instant,
+        until_utc: Timestamp,
+    },
+    Up {
+        since: Now,
+        health: Health,
+    },
+    /// Changes are being undone; then comes failure, or another connection, or rest.
+    Undoing {
+        failed: Option<Problem>,
+        again: bool,
+    },
+}
+
+/// The state machine. One per helper.
+#[derive(Debug)]
+pub struct Supervisor {
+    phase: Phase,
+    /// Why the last link or attempt ended; `None` until one has.
+    cause: Option<Problem>,
+    /// Attempts that ended since the link was last healthy.
+    attempts: u32,
+}
+
+impl Supervisor {
+    /// At rest.
+    pub fn new(enrolled: bool) -> Self {
+        let phase = if enrolled { Phase::Disconnected } else { Phase::NotEnrolled };
+        Self { phase, cause: None, attempts: 0 }
+    }
+
+    /// The state as people and programs are told it.
+    pub fn state(&self) -> State {
+        match (&self.phase, &self.cause) {
+            (Phase::NotEnrolled, _) => State::NotEnrolled,
+            (Phase::Disconnected, _) => State::Disconnected,
+            (Phase::Failed(problem), _) => State::Failed { problem: problem.clone() },
+            (Phase::Up { since, .. }, _) => State::Connected { since: since.utc },
+            (Phase::Undoing { .. }, _) => State::Disconnecting,
+            (Phase::Trying { step, .. }, None) => State::Connecting { step: *step },
+            (Phase::Probing { .. }, None) => State::Connecting { step: Step::Echo },
+            (Phase::Trying { .. } | Phase::Probing { .. }, Some(cause)) => {
+                State::Reconnecting { cause: cause.clone(), attempt: self.attempts, next_at: None }
+            }
+            (Phase::Waiting { until_utc, .. }, cause) => State::Reconnecting {
+                cause: cause.clone().unwrap_or_else(|| Problem::new(code::NO_ANSWER)),
+                attempt: self.attempts,
+                next_at: Some(*until_utc),
+            },
+        }
+    }
+
+    /// When to give [`Input::Timeout`] next; `None` while only something else can change the state.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        match &self.phase {
+            Phase::Trying { deadline, .. } => Some(*deadline),
+            Phase::Probing { deadline, again } => Some(*again.min(deadline)),
+            Phase::Waiting { until, .. } => Some(*until),
+            Phase::Up { health, .. } => Some(health.poll_timeout()),
+            Phase::NotEnrolled | Phase::Disconnected | Phase::Failed(_) | Phase::Undoing { .. } => None,
+        }
+    }
+
+    /// Takes one input. `random` spreads the retries of many clients; any number will do.
+    pub fn handle(&mut self, input: Input, now: Now, random: u64) -> Vec<Action> {
+        match input {
+            Input::Connect => self.on_connect(now),
+            Input::Disconnect => self.on_disconnect(),
+            Input::Enrolled => {
+                if matches!(self.phase, Phase::NotEnrolled | Phase::Failed(_)) {
+                    self.phase = Phase::Disconnected;
+                }
+                vec![]
+            }
+            Input::Reached(reached) => {
+                if let Phase::Trying { step, .. } = &mut self.phase {
+                    *step = reached;
+                }
+                vec![]
+            }
+            Input::Ready => self.on_ready(now),
+            Input::Echo => self.on_echo(now),
+            Input::Counters(counters) => match &mut self.phase {
+                Phase::Up { health, .. } => health.on_counters(counters, now.mono).into_iter().collect(),
+                _ => vec![],
+            },
+            Input::Lost(cause) => self.on_lost(cause, now, random),
+            Input::Undone => self.on_undone(now),
+            Input::Timeout => self.on_timeout(now, random),
+        }
+    }
+
+    fn on_connect(&mut self, now: Now) -> Vec<Action> {
+        match &mut self.phase {
+            Phase::Disconnected | Phase::Failed(_) => {
+                (self.cause, self.attempts) = (None, 0);
+                self.attempt(now)
+            }
+            Phase::Waiting { .. } => self.attempt(now),
+            Phase::Undoing { failed, again } => {
+                (*failed, *again) = (None, true);
+                vec![]
+            }
+            Phase::NotEnrolled | Phase::Trying { .. } | Phase::Probing { .. } | Phase::Up { .. } => vec![],
+        }
+    }
+
+    fn on_disconnect(&mut self) -> Vec<Action> {
+        match &mut self.phase {
+            Phase::NotEnrolled | Phase::Disconnected => vec![],
+            Phase::Failed(_) => {
+                self.phase = Phase::Disconnected;
+                vec![]
+            }
+            Phase::Undoing { failed, again } => {
+                (*failed, *again) = (None, false);
+                vec![]
+            }
+            Phase::Trying { .. } | Phase::Probing { .. } | Phase::Waiting { .. } | Phase::Up { .. } => self.undo(None),
+        }
+    }
+
+    fn on_ready(&mut self, now: Now) -> Vec<Action> {
+        if !matches!(self.phase, Phase::Trying { .. }) {
+            return vec![];
+        }
+        self.phase = Phase::Probing { deadline: now.mono + ECHO_WITHIN, again: now.mono + ECHO_AGAIN };
+        vec![Action::Echo]
+    }
+
+    fn on_echo(&mut self, now: Now) -> Vec<Action> {
+        match &mut self.phase {
+            Phase::Probing { .. } => self.phase = Phase::Up { since: now, health: Health::new(now.mono) },
+            Phase::Up { health, .. } => health.on_echo(now.mono),
+            _ => {}
+        }
+        vec![]
+    }
+
+    fn on_lost(&mut self, cause: Cause, now: Now, random: u64) -> Vec<Action> {
+        match &self.phase {
+            Phase::Trying { .. } | Phase::Probing { .. } => {}
+            Phase::Up { since, .. } => {
+                if now.mono.saturating_duration_since(since.mono) >= HEALTHY_AFTER {
+                    self.attempts = 0;
+                }
+            }
+            // Late news of a link that nobody waits for.
+            _ => return vec![],
+        }
+        if cause.verdict {
+            return self.undo(Some(cause.problem));
+        }
+        let wait = backoff(self.attempts, random).max(cause.not_before.unwrap_or_default());
+        self.cause = Some(cause.problem);
+        self.attempts = self.attempts.saturating_add(1);
+        self.phase = Phase::Waiting { until: now.mono + wait, until_utc: now.utc + wait };
+        vec![Action::Abandon]
+    }
+
+    fn on_undone(&mut self, now: Now) -> Vec<Action> {
+        let Phase::Undoing { failed, again } = &mut self.phase else {
+            return vec![];
+        };
+        if *again {
+            (self.cause, self.attempts) = (None, 0);
+            return self.attempt(now);
+        }
+        self.phase = failed.take().map_or(Phase::Disconnected, Phase::Failed);
+        vec![]
+    }
+
+    fn on_timeout(&mut self, now: Now, random: u64) -> Vec<Action> {
+        if self.poll_timeout().is_none_or(|due| now.mono < due) {
+            return vec![];
+        }
+        match &mut self.phase {
+            Phase::Waiting { .. } => self.attempt(now),
+            Phase::Trying { .. } => self.on_lost(silent("The attempt to connect took too long"), now, random),
+            Phase::Probing { deadline, again } if now.mono < *deadline => {
+                *again = now.mono + ECHO_AGAIN;
+                vec![Action::Echo]
+            }
+            Phase::Probing { .. } => self.on_lost(
+                silent("The gateway accepted this device, but nothing comes back through the tunnel"),
+                now,
+                random,
+            ),
+            Phase::Up { health, .. } => match health.on_timeout(now.mono) {
+                Verdict::Alive(actions) => actions,
+                Verdict::Dead => self.on_lost(silent("Nothing comes back through the tunnel"), now, random),
+            },
+            _ => vec![],
+        }
+    }
+
+    fn attempt(&mut self, now: Now) -> Vec<Action> {
+        self.phase = Phase::Trying { step: Step::Resolve, deadline: now.mono + ATTEMPT_WITHIN };
+        vec![Action::Attempt]
+    }
+
+    fn undo(&mut self, failed: Option<Problem>) -> Vec<Action> {
+        self.phase = Phase::Undoing { failed, again: false };
+        vec![Action::Undo]
+    }
+}
+
+fn silent(sentence: &str) -> Cause {
+    Cause { problem: Problem::new(code::NO_ANSWER).because(sentence), verdict: false, not_before: None }
+}
+
+/// Full jitter: anything between nothing and a ceiling that doubles up to [`BACKOFF_LAST`]
+/// (Brooker, "Exponential Backoff And Jitter").
+fn backoff(attempts: u32, random: u64) -> Duration {
+    let ceiling = BACKOFF_FIRST.saturating_mul(1 << attempts.min(16)).min(BACKOFF_LAST);
+    let ceiling_ms = ceiling.as_millis() as u64;
+    Duration::from_millis(random % (ceiling_ms + 1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn connected_is_said_only_after_the_welcome_and_one_echo() {
+        let mut it = Bench::new();
+        assert_eq!(it.give(Input::Connect), [Action::Attempt]);
+        it.give(Input::Reached(Step::Welcome));
+        it.give(Input::Echo); // a stray one
+        assert_eq!(it.state(), State::Connecting { step: Step::Welcome });
+        assert_eq!(it.give(Input::Ready), [Action::Echo]);
+        assert_eq!(it.state(), State::Connecting { step: Step::Echo });
+        it.give(Input::Echo);
+        assert!(it.state().is_connected());
+    }
+
+    #[test]
+    fn a_lost_first_echo_is_sent_again_and_no_echo_at_all_is_no_connection() {
+        let mut it = Bench::new();
+        it.give(Input::Connect);
+        it.give(Input::Ready);
+        assert_eq!(it.expire(), [Action::Echo]);
+        assert_eq!(it.expire(), [Action::Echo]);
+        while let State::Connecting { .. } = it.state() {
+            it.expire();
+        }
+        assert_eq!(it.state().word(), "reconnecting");
+        assert_eq!(it.elapsed(), ECHO_WITHIN);
+    }
+
+    #[test]
+    fn network_causes_are_retried_for_ever_and_verdicts_never() {
+        let mut it = Bench::new();
+        it.give(Input::Connect);
+        for _ in 0..1000 {
+            assert_eq!(it.give(network_cause()), [Action::Abandon]);
+            assert_eq!(it.expire(), [Action::Attempt]);
+        }
+        let revoked = Problem::new(code::REVOKED);
+        let verdict = Input::Lost(Cause { problem: revoked.clone(), verdict: true, not_before: None });
+        assert_eq!(it.give(verdict), [Action::Undo]);
+        assert_eq!(it.state(), State::Disconnecting);
+        it.give(Input::Undone);
+        assert_eq!(it.state(), State::Failed { problem: revoked });
+        assert_eq!(it.supervisor.poll_timeout(), None);
+    }
+
+    #[test]
+    fn the_backoff_grows_to_its_ceiling_and_starts_anew_after_a_minute_of_health() {
+        let mut it = Bench::new();
+        it.random = u64::MAX; // MAX % (ceiling + 1) varies; the ceiling is tested below
+        it.give(Input::Connect);
+        for attempt in 1..=20 {
+            it.give(network_cause());
+            assert!(matches!(it.state(), State::Reconnecting { attempt: a, .. } if a == attempt));
+            it.expire();
+        }
+        it.give(Input::Ready);
+        it.give(Input::Echo);
+        it.now.mono += HEALTHY_AFTER;
+        it.give(network_cause());
+        assert!(matches!(it.state(), State::Reconnecting { attempt: 1, .. }));
+    }
+
+    #[test]
+    fn a_link_that_never_became_healthy_keeps_its_backoff() {
+        let mut it = Bench::new();
+        it.give(Input::Connect);
+        for attempt in 1..=5 {
+            it.give(Input::Ready);
+            it.give(Input::Echo);
+            it.give(network_cause());
+            assert!(matches!(it.state(), State::Reconnecting { attempt: a, .. } if a == attempt));
+            it.expire();
+        }
+    }
+
+    #[test]
+    fn a_gateway_that_asks_for_a_pause_gets_it() {
+        let mut it = Bench::new();
+        it.give(Input::Connect);
+        let pause = Duration::from_secs(240);
+        it.give(Input::Lost(Cause { problem: Problem::new(code::WAIT), verdict: false, not_before: Some(pause) }));
+        it.expire();
+        assert_eq!(it.elapsed(), pause);
+    }
+
+    #[test]
+    fn a_new_wish_while_undoing_is_kept() {
+        let mut it = Bench::new();
+        it.give(Input::Connect);
+        assert_eq!(it.give(Input::Disconnect), [Action::Undo]);
+        assert_eq!(it.give(Input::Connect), []);
+        assert_eq!(it.give(Input::Undone), [Action::Attempt]);
+    }
+
+    #[test]
+    fn connecting_by_hand_does_not_wait_for_the_backoff() {
+        let mut it = Bench::new();
+        it.give(Input::Connect);
+        it.give(network_cause());
+        assert_eq!(it.give(Input::Connect), [Action::Attempt]);
+    }
+
+    proptest! {
+        #[test]
+        fn every_wait_is_within_its_ceiling(attempts in 0u32..100, random: u64) {
+            let ceiling = BACKOFF_FIRST.saturating_mul(1 << attempts.min(16)).min(BACKOFF_LAST);
+            prop_assert!(backoff(attempts, random) <= ceiling);
+            prop_assert!(ceiling <= BACKOFF_LAST);
+        }
+
+        #[test]
+        fn whatever_happens_disconnect_reaches_disconnected(inputs in proptest::collection::vec(any_input(), 0..200)) {
+            let mut it = Bench::new();
+            for input in inputs {
+                it.step(input);
+            }
+            let before = it.undoing;
+            let actions = it.give(Input::Disconnect);
+            it.undoing = before || actions.contains(&Action::Undo);
+            if it.undoing {
+                it.give(Input::Undone);
+            }
+            prop_assert_eq!(it.state(), State::Disconnected);
+            prop_assert_eq!(it.supervisor.poll_timeout(), None);
+        }
+
+        #[test]
+        fn no_state_is_stuck(inputs in proptest::collection::vec(any_input(), 0..200)) {
+            let mut it = Bench::new();
+            for input in inputs {
+                it.step(input);
+                let waits_for_a_person = matches!(it.state(), State::Disconnected | State::Failed { .. });
+                let moves_by_itself = it.supervisor.poll_timeout().is_some() || it.undoing;
+                prop_assert!(waits_for_a_person != moves_by_itself, "{:?}", it.supervisor);
+            }
+        }
+
+        #[test]
+        fn left_alone_with_a_dead_network_it_keeps_trying(inputs in proptest::collection::vec(any_input(), 0..100)) {
+            let mut it = Bench::new();
+            for input in inputs {
+                it.step(input);
+            }
+            if it.undoing {
+                it.undoing = false;
+                it.give(Input::Undone);
+            }
+            it.give(Input::Connect);
+            let mut attempts = 0;
+            for _ in 0..200 {
+                let mut actions = it.expire();
+                if actions.contains(&Action::Inspect) {
+                    actions.extend(it.give(Input::Counters(Counters::default())));
+                }
+                attempts += actions.iter().filter(|action| **action == Action::Attempt).count();
+            }
+            prop_assert!(attempts > 10, "{attempts} attempts, {:?}", it.supervisor);
+        }
+    }
+
+    /// A supervisor, a clock and a memory of whether an undo is under way.
+    struct Bench {
+        supervisor: Supervisor,
+        start: Instant,
+        now: Now,
+        random: u64,
+        undoing: bool,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let start = Instant::now(); // any instant will do: time is an argument
+            let now = Now { mono: start, utc: Timestamp::UNIX_EPOCH };
+            Self { supervisor: Supervisor::new(true), start, now, random: 7, undoing: false }
+        }
+
+        fn give(&mut self, input: Input) -> Vec<Action> {
+            self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            self.supervisor.handle(input, self.now, self.random)
+        }
+
+        /// Lets time pass to the next timeout.
+        fn expire(&mut self) -> Vec<Action> {
+            self.now.mono = self.supervisor.poll_timeout().expect("a timeout is pending");
+            self.give(Input::Timeout)
+        }
+
+        /// One input of any kind, as the shell would give it.
+        fn step(&mut self, input: Input) {
+            match input {
+                Input::Undone if !self.undoing => return,
+                Input::Undone => self.undoing = false,
+                Input::Timeout => {
+                    if let Some(due) = self.supervisor.poll_timeout() {
+                        self.now.mono = due;
+                    }
+                }
+                _ => self.now.mono += Duration::from_millis(300),
+            }
+            let actions = self.give(input);
+            assert!(!(self.undoing && actions.contains(&Action::Undo)), "undone twice");
+            self.undoing |= actions.contains(&Action::Undo);
+        }
+
+        fn state(&self) -> State {
+            self.supervisor.state()
+        }
+
+        fn elapsed(&self) -> Duration {
+            self.now.mono - self.start
+        }
+    }
+
+    fn network_cause() -> Input {
+        Input::Lost(Cause { problem: Problem::new(code::NO_ANSWER), verdict: false, not_before: None })
+    }
+
+    fn any_input() -> impl Strategy<Value = Input> {
+        prop_oneof![
+            Just(Input::Connect),
+            Just(Input::Disconnect),
+            Just(Input::Enrolled),
+            Just(Input::Reached(Step::Handshake)),
+            Just(Input::Ready),
+            Just(Input::Ready),
+            Just(Input::Echo),
+            Just(Input::Echo),
+            (0u64..3, 0u64..3).prop_map(|(sent, received)| Input::Counters(Counters { sent, received })),
+            Just(network_cause()),
+            Just(Input::Lost(Cause { problem: Problem::new(code::REVOKED), verdict: true, not_before: None })),
+            Just(Input::Undone),
+            Just(Input::Timeout),
+            Just(Input::Timeout),
+        ]
+    }
+}

@@ -1,0 +1,356 @@
+//! The real helper on a real socket: what it answers, whom it serves, and that no caller can hurt it.
+#![allow(clippy::unwrap_used, reason = "a test's helpers may panic as its body does")]
+#![cfg(target_os = "linux")]
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use culvert_helper::profile::{Profile, Profiles};
+use culvert_protocol::{
+    Answer, Ask, Client, ClientError, Code, Event, FrameReader, MAX_FRAME, Request, State, code, decode, encode,
+};
+use culvert_tunnel::identity::{Authority, Credential, DeviceId, DeviceKey, Pin};
+use culvert_tunnel::invitation::{Invitation, InvitationId, Secret};
+use tempfile::TempDir;
+use tokio::time::timeout;
+
+#[tokio::test]
+async fn a_fresh_helper_says_that_it_is_not_set_up_and_what_to_do() {
+    let helper = Helper::start();
+    let mut client = helper.client().await;
+    let Event::Status(status) = client.request(Request::Status).await.unwrap() else { panic!() };
+    assert_eq!(status.state, State::NotEnrolled);
+    let refused = refusal(client.request(Request::Connect { profile: None }).await);
+    assert_eq!(refused, code::NOT_ENROLLED);
+    let refused = refusal(client.request(Request::Connect { profile: Some("../../etc/shadow".into()) }).await);
+    assert_eq!(refused, code::NOT_ENROLLED);
+    let done = client.request(Request::Disconnect).await.unwrap();
+    assert_eq!(done, Event::Done { changed: false });
+    assert!(matches!(client.request(Request::Version).await.unwrap(), Event::Version { version: 1, .. }));
+}
+
+#[tokio::test]
+async fn a_bad_invitation_gets_a_sentence_and_leaves_everything_as_it_was() {
+    let helper = Helper::start_with(&[profile("Acme", "127.0.0.1:9")]);
+    let mut client = helper.client().await;
+    for text in ["", "hello", "culvert://enrol#AAAA", "culvert1 zzzz"] {
+        let enrol = Request::Enrol { invitation: text.into(), device_name: None };
+        assert_eq!(refusal(client.request(enrol).await), code::INVITATION, "{text:?}");
+    }
+    let Event::Status(status) = client.request(Request::Status).await.unwrap() else { panic!() };
+    assert_eq!((status.state, status.profile.as_deref()), (State::Disconnected, Some("acme")));
+}
+
+#[tokio::test]
+async fn a_gateway_that_does_not_answer_is_named_and_disconnect_ends_the_attempts() {
+    let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let endpoint = silent.local_addr().unwrap().to_string();
+    let helper = Helper::start_with(&[profile("Acme", &endpoint)]);
+    let mut client = helper.client().await;
+    let Event::Status(status) = client.request(Request::Watch).await.unwrap() else { panic!() };
+    assert_eq!(status.state, State::Disconnected);
+    let mut other = helper.client().await;
+    let done = other.request(Request::Connect { profile: None }).await.unwrap();
+    assert_eq!(done, Event::Done { changed: true });
+    let cause = loop {
+        match next_state(&mut client).await {
+            State::Connecting { .. } => {}
+            State::Reconnecting { cause, attempt: 1, .. } => break cause,
+            state => panic!("{state:?}"),
+        }
+    };
+    assert_eq!(cause.code, code::NO_ANSWER);
+    assert!(cause.cause.contains(&endpoint), "{cause}");
+    assert_eq!(other.request(Request::Disconnect).await.unwrap(), Event::Done { changed: true });
+    while next_state(&mut client).await != State::Disconnected {}
+    assert_eq!(other.request(Request::Disconnect).await.unwrap(), Event::Done { changed: false });
+}
+
+#[tokio::test]
+async fn an_enrolment_without_an_answer_names_the_gateway() {
+    let helper = Helper::start();
+    let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let endpoint = silent.local_addr().unwrap().to_string();
+    let invitation = Invitation {
+        endpoints: vec![endpoint.clone()],
+        pin: Pin::from_bytes([7; 32]),
+        id: InvitationId::generate().unwrap(),
+        secret: Secret::generate().unwrap(),
+        expires: u64::MAX / 2,
+        gateway: "Acme".into(),
+        user: "anna".into(),
+    };
+    let mut client = helper.client().await;
+    let enrol = Request::Enrol { invitation: invitation.to_link(), device_name: None };
+    let Err(ClientError::Refused(problem)) = client.request(enrol).await else { panic!() };
+    assert_eq!(problem.code, code::NO_ANSWER);
+    assert!(problem.cause.contains(&endpoint), "{problem}");
+}
+
+#[tokio::test]
+async fn an_unknown_profile_is_told_with_those_that_exist() {
+    let helper = Helper::start_with(&[profile("Acme", "127.0.0.1:9")]);
+    let mut client = helper.client().await;
+    let asked = client.request(Request::Connect { profile: Some("home".into()) }).await;
+    let Err(ClientError::Refused(problem)) = asked else { panic!() };
+    assert_eq!(problem.code, code::NO_PROFILE);
+    assert!(problem.to_string().contains("home") && problem.to_string().contains("acme"), "{problem}");
+}
+
+#[tokio::test]
+async fn garbage_is_answered_with_a_sentence_and_harms_nobody() {
+    let helper = Helper::start();
+    let oversized = (MAX_FRAME as u32 + 1).to_be_bytes().to_vec();
+    let unknown = frame_of(br#"{"id":1,"request":{"type":"run_command","command":"id"}}"#);
+    let no_hello = encode(&Ask { id: 1, request: Request::Status }).unwrap();
+    for bytes in [oversized, unknown, no_hello, frame_of(b"\xff\xfe"), frame_of(b"")] {
+        let told = helper.say(&bytes);
+        assert!(matches!(&told[..], [Event::Error(problem)] if problem.code == code::BAD_REQUEST), "{told:?}");
+    }
+    let newer = encode(&Ask { id: 1, request: Request::Hello { version: 2, client: "x".into() } }).unwrap();
+    let told = helper.say(&newer);
+    assert!(matches!(&told[..], [Event::Error(problem)] if problem.code == code::HELPER_VERSION), "{told:?}");
+    helper.client().await;
+}
+
+#[tokio::test]
+async fn a_caller_that_stops_in_the_middle_of_a_frame_is_hung_up_on() {
+    let helper = Helper::start();
+    let began = Instant::now();
+    let told = helper.say(&[0, 0]);
+    assert!(matches!(&told[..], [Event::Error(_)]), "{told:?}");
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn the_ninth_caller_is_told_that_the_helper_is_busy_and_a_free_place_is_used_again() {
+    let helper = Helper::start();
+    let mut callers = Vec::new();
+    for _ in 0..8 {
+        callers.push(helper.client().await);
+    }
+    let ninth = Client::connect(&helper.socket, "test").await;
+    assert!(matches!(&ninth, Err(ClientError::Refused(problem)) if problem.code == code::BUSY), "{ninth:?}");
+    callers.pop();
+    let again = async {
+        while Client::connect(&helper.socket, "test").await.is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(Duration::from_secs(5), again).await.expect("the place is free again");
+}
+
+#[tokio::test]
+async fn a_thousand_callers_leave_no_descriptor_behind() {
+    let helper = Helper::start();
+    helper.client().await;
+    let before = helper.descriptors();
+    for _ in 0..1000 {
+        drop(UnixStream::connect(&helper.socket).unwrap());
+    }
+    let settled = async {
+        while helper.descriptors() > before {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(Duration::from_secs(10), settled).await.expect("descriptors are given back");
+    let served = async { while Client::connect(&helper.socket, "test").await.is_err() {} };
+    timeout(Duration::from_secs(5), served).await.expect("callers are served");
+}
+
+#[test]
+fn another_user_is_refused_with_a_sentence_unless_allowed() {
+    assert!(rustix::process::geteuid().is_root(), "taking another user's place needs root");
+    let helper = Helper::start();
+    assert_eq!(std::fs::metadata(&helper.socket).unwrap().permissions().mode() & 0o777, 0o666);
+    let told = as_user(65_534, || helper.say(&hello()));
+    assert!(matches!(&told[..], [Event::Error(problem)] if problem.code == code::FORBIDDEN), "{told:?}");
+    let told = as_user(12_345, || helper.say_and_hear_one(&hello())); // allowed on the command line
+    assert!(matches!(told, Event::Hello { .. }), "{told:?}");
+}
+
+#[tokio::test]
+async fn a_second_helper_steps_back_and_a_dead_ones_socket_is_taken_over() {
+    let mut helper = Helper::start();
+    let second = helper.command().output().unwrap();
+    let words = String::from_utf8_lossy(&second.stderr);
+    assert!(!second.status.success() && words.contains("another helper listens"), "{words}");
+    helper.client().await;
+    helper.child.kill().unwrap();
+    helper.child.wait().unwrap();
+    assert!(helper.socket.exists());
+    helper.restart();
+    helper.client().await;
+}
+
+#[tokio::test]
+async fn a_stopped_helper_takes_its_socket_with_it() {
+    let mut helper = Helper::start();
+    let pid = rustix::process::Pid::from_child(&helper.child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert!(helper.child.wait().unwrap().success());
+    assert!(!helper.socket.exists());
+}
+
+#[tokio::test]
+async fn a_damaged_profile_is_an_error_with_a_name_and_not_the_end() {
+    let helper = Helper::start_with(&[profile("Acme", "127.0.0.1:9")]);
+    std::fs::write(helper.dir.path().join("state/profiles/acme.json"), "{").unwrap();
+    let mut client = helper.client().await;
+    assert_eq!(refusal(client.request(Request::Connect { profile: None }).await), code::DISK);
+    assert!(matches!(client.request(Request::Status).await.unwrap(), Event::Status(_)));
+}
+
+/// A helper of this test's own, with its own socket and state.
+struct Helper {
+    dir: TempDir,
+    socket: PathBuf,
+    child: Child,
+}
+
+impl Helper {
+    fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    fn start_with(profiles: &[Profile]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
+        let socket = dir.path().join("run/helper.sock");
+        std::fs::create_dir(dir.path().join("state")).unwrap();
+        for profile in profiles {
+            Profiles::open(&dir.path().join("state")).unwrap().keep(profile.clone()).unwrap();
+        }
+        let child = ready(Self::command_in(dir.path()));
+        Self { dir, socket, child }
+    }
+
+    fn restart(&mut self) {
+        self.child = ready(self.command());
+    }
+
+    fn command(&self) -> Command {
+        Self::command_in(self.dir.path())
+    }
+
+    fn command_in(dir: &Path) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_culvert-helper"));
+        command.arg("run").arg("--socket").arg(dir.join("run/helper.sock")).arg("--state-dir").arg(dir.join("state"));
+        command.args(["--allow-uid", "12345", "--device-name", "cvtest0"]);
+        command
+    }
+
+    async fn client(&self) -> Client {
+        Client::connect(&self.socket, "test").await.unwrap()
+    }
+
+    /// Sends bytes, and hears what the helper says until it hangs up.
+    fn say(&self, bytes: &[u8]) -> Vec<Event> {
+        let mut stream = UnixStream::connect(&self.socket).unwrap();
+        let _ = stream.write_all(bytes); // refused callers may be hung up on before they speak
+        let mut heard = Vec::new();
+        let _ = stream.read_to_end(&mut heard);
+        events(&heard)
+    }
+
+    fn say_and_hear_one(&self, bytes: &[u8]) -> Event {
+        let mut stream = UnixStream::connect(&self.socket).unwrap();
+        stream.write_all(bytes).unwrap();
+        let mut heard = vec![0; 4096];
+        let count = stream.read(&mut heard).unwrap();
+        events(&heard[..count]).remove(0)
+    }
+
+    fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
+    }
+}
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Starts a helper and waits until it listens.
+fn ready(mut command: Command) -> Child {
+    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let mut seen = String::new();
+    loop {
+        let Some(Ok(line)) = lines.next() else { panic!("the helper ended: {seen}") };
+        if line.contains("ready") {
+            break;
+        }
+        seen.push_str(&line);
+    }
+    std::thread::spawn(move || lines.for_each(drop)); // so that its log never blocks it
+    child
+}
+
+async fn next_state(client: &mut Client) -> State {
+    loop {
+        let event = timeout(Duration::from_secs(15), client.next_event()).await.expect("a change comes").unwrap();
+        if let Event::Change(change) = event {
+            return change.state;
+        }
+    }
+}
+
+fn refusal(answer: Result<Event, ClientError>) -> Code {
+    let Err(ClientError::Refused(problem)) = answer else { panic!("{answer:?}") };
+    assert!(!problem.cause.is_empty() && !problem.hint.is_empty(), "{problem}");
+    problem.code
+}
+
+fn events(bytes: &[u8]) -> Vec<Event> {
+    let mut reader = FrameReader::default();
+    reader.push(bytes);
+    let mut events = Vec::new();
+    while let Some(frame) = reader.next_frame().unwrap() {
+        events.push(decode::<Answer>(&frame).unwrap().event);
+    }
+    events
+}
+
+fn frame_of(payload: &[u8]) -> Vec<u8> {
+    [&(payload.len() as u32).to_be_bytes(), payload].concat()
+}
+
+fn hello() -> Vec<u8> {
+    encode(&Ask { id: 1, request: Request::Hello { version: 1, client: "test".into() } }).unwrap()
+}
+
+/// Runs `act` as another user, on a thread that ends with it.
+fn as_user<T: Send>(uid: u32, act: impl FnOnce() -> T + Send) -> T {
+    let run = || {
+        let uid = rustix::process::Uid::from_raw(uid);
+        rustix::thread::set_thread_res_uid(uid, uid, uid).unwrap();
+        act()
+    };
+    std::thread::scope(|scope| scope.spawn(run).join()).unwrap()
+}
+
+fn profile(gateway: &str, endpoint: &str) -> Profile {
+    let now = std::time::SystemTime::now();
+    let authority = Authority::create(gateway, now).unwrap();
+    let (key, device_id) = (DeviceKey::generate().unwrap(), DeviceId::generate().unwrap());
+    let issued = authority.issue_device(&key.csr("test").unwrap(), device_id, now).unwrap();
+    let credential = Credential::new(vec![issued.der.into(), authority.certificate_der().clone()], key).unwrap();
+    Profile {
+        name: String::new(),
+        gateway: gateway.into(),
+        endpoints: vec![endpoint.into()],
+        server_name: "127.0.0.1".into(),
+        device_id,
+        device_name: "test".into(),
+        user: "anna".into(),
+        chain_pem: credential.chain_pem(),
+        key_pem: credential.key_pem().expose().into(),
+    }
+}

@@ -1,0 +1,129 @@
+//! The administrator's commands: `init`, `invite`, `devices`, `sessions`, `status`, `check-config`.
+//!
+//! Each returns what belongs on standard output; data only, as text or as one JSON object with
+//! `"schema": 1`. Failures carry the exit code of the product contract, section 6.2.
+
+pub mod init;
+pub mod invite;
+pub mod lists;
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::config::{Config, ConfigError, Loaded, Source};
+use crate::control_socket::AskError;
+use crate::gateway::GatewayError;
+use crate::interface::{NetlinkError, Overlap};
+use crate::registry::RegistryError;
+use crate::settings::SettingsError;
+use crate::state::{StateDir, StateError};
+use culvert_tunnel::identity::IdentityError;
+
+/// The number that every JSON answer carries; fields are only added under it.
+pub const SCHEMA: u32 = 1;
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub enum AdminError {
+    /// No public address of this host is known.
+    #[error("{0}")]
+    NeedsEndpoint(init::NeedsEndpoint),
+    /// Nothing inside is free.
+    #[error("no /24 of 100.64.0.0/10 or 10.0.0.0/8 is free on this host; set network.ipv4")]
+    NoNetwork,
+    /// The name for an invitation or a user is none.
+    #[error("a name has 1 to 64 printable characters")]
+    BadName,
+    /// The length of time is none.
+    #[error("{0:?} is not a length of time; write it like 30m, 24h or 7d")]
+    BadDuration(String),
+    /// A file cannot be written.
+    #[error("cannot write {}: {error}", .path.display())]
+    Write {
+        /// Which.
+        path: PathBuf,
+        /// What the OS says.
+        error: io::Error,
+    },
+    /// Nobody else may write it meanwhile, and nothing is overwritten.
+    #[error("{} exists already; nothing was changed", .0.display())]
+    Exists(PathBuf),
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The state directory.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The registry.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// Something is set nowhere.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// Keys or random numbers.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The inner network is in use outside.
+    #[error(transparent)]
+    Overlap(#[from] Overlap),
+    /// The host's networks cannot be read.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// The gateway did not answer.
+    #[error(transparent)]
+    Ask(#[from] AskError),
+    /// The gateway did not start, or ended.
+    #[error(transparent)]
+    Gateway(#[from] GatewayError),
+}
+
+impl AdminError {
+    /// The exit code (product contract 6.2, rule 3).
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::NeedsEndpoint(_) | Self::BadName | Self::BadDuration(_) => 2,
+            Self::Ask(AskError::NotRunning { .. } | AskError::NoAnswer(_)) => 4,
+            Self::Ask(AskError::Forbidden(_)) | Self::Gateway(GatewayError::NoCapability) => 8,
+            Self::State(StateError::Io { error, .. }) | Self::Write { error, .. }
+                if error.kind() == io::ErrorKind::PermissionDenied =>
+            {
+                8
+            }
+            Self::Config(_) => 9,
+            _ => 1,
+        }
+    }
+}
+
+/// `check-config`: every value and where it came from, or only that all is well.
+pub fn check_config(loaded: &Loaded, show: bool) -> String {
+    if !show {
+        let file = if loaded.found { "" } else { " (not there: defaults)" };
+        return format!("{}{file}: valid\n", loaded.path.display());
+    }
+    let mut text = String::new();
+    let mut section = "";
+    for (key, value, source) in loaded.layers.iter() {
+        if key.section != section {
+            section = key.section;
+            text.push_str(&format!("[{section}]\n"));
+        }
+        text.push_str(&format!("{} = {value}  # {source}\n", key.name));
+    }
+    text
+}
+
+/// Where a command's state is.
+pub fn state_dir(config: &Config) -> StateDir {
+    StateDir::new(&config.state_dir)
+}
+
+/// Who types this, for the audit.
+fn actor() -> String {
+    format!("uid={}", rustix::process::getuid().as_raw())
+}
+
+/// True for what `init` writes into the file it makes.
+fn is_chosen(source: &Source) -> bool {
+    matches!(source, Source::Flag(_))
+}

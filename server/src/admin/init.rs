@@ -1,0 +1,323 @@
+//! `init`: a gateway from nothing, with no question asked. A second one changes nothing.
+
+use std::fmt::{self, Write as _};
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use culvert_tunnel::identity::DeviceId;
+use ipnet::{Ipv4Net, Ipv6Net};
+use serde::Serialize;
+
+use super::invite::{InviteRequest, Invited};
+use super::{AdminError, SCHEMA, invite, is_chosen, state_dir};
+use crate::addresses::Pool;
+use crate::config::{Config, Endpoint, Ipv6, KEYS, Loaded, Value};
+use crate::files;
+use crate::interface::{LocalNetwork, Netlink, check_overlap, choose_ipv4, choose_ipv6};
+use crate::registry::Meta;
+use crate::settings::Settings;
+
+/// What the command line asks.
+#[derive(Clone, Debug, Default)]
+pub struct InitRequest {
+    /// `--invite NAME`: make the first invitation too.
+    pub invite: Option<String>,
+    /// `--dry-run`: only say what would be done.
+    pub dry_run: bool,
+}
+
+/// What `init` did.
+#[derive(Clone, Debug, Serialize)]
+pub struct Initialised {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// False when there was a gateway already, or only a plan was wanted.
+    pub changed: bool,
+    /// What clients dial, best first.
+    pub endpoints: Vec<String>,
+    /// The inner networks.
+    pub networks: Vec<String>,
+    /// SHA-256 of the CA's public key, as invitations carry it.
+    pub ca_pin: Option<String>,
+    /// The configuration file.
+    pub config: PathBuf,
+    /// The state directory.
+    pub state_dir: PathBuf,
+    /// The UDP port to open in a firewall.
+    pub port: u16,
+    /// The first invitation.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub invited: Option<Invited>,
+}
+
+/// This host's own address is of no use to clients elsewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NeedsEndpoint {
+    /// The address it sends from; `None` when it has no route at all.
+    pub address: Option<IpAddr>,
+}
+
+impl fmt::Display for NeedsEndpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.address {
+            Some(address) => write!(f, "This host is behind NAT (its address is {address}).")?,
+            None => f.write_str("This host has no route to the internet.")?,
+        }
+        f.write_str(" Say its public name: culvert-server init --endpoint vpn.example.org")
+    }
+}
+
+/// Makes a gateway.
+///
+/// # Errors
+/// [`AdminError`]; nothing has changed then.
+pub async fn init(loaded: &Loaded, request: &InitRequest) -> Result<Initialised, AdminError> {
+    let config = &loaded.config;
+    let state = state_dir(config);
+    if state.is_initialised() {
+        let registry = state.registry().await?;
+        let settings = Settings::resolve(config, &registry).await?;
+        registry.close().await;
+        let pin = state.authority()?.pin().to_string();
+        return Ok(told(loaded, &settings, Some(pin), false));
+    }
+    let name = request.invite.as_deref().map(invite::check_name).transpose()?;
+    let settings = choose(config).await?;
+    if request.dry_run {
+        return Ok(told(loaded, &settings, None, false));
+    }
+    let lock = state.lock()?;
+    let wrote = write_config(loaded, &settings)?;
+    let made = state.create(&lock, settings.display_name(), &settings.leaf_names(), &facts(&settings)?).await;
+    if let Err(error) = made {
+        if let Some(path) = wrote {
+            let _ = fs::remove_file(path); // ours, and of no use now
+        }
+        return Err(error.into());
+    }
+    drop(lock);
+    let mut done = told(loaded, &settings, Some(state.authority()?.pin().to_string()), true);
+    if let Some(user) = name {
+        done.invited = Some(invite::invite(config, &InviteRequest::for_user(&user)).await?);
+    }
+    Ok(done)
+}
+
+fn told(loaded: &Loaded, settings: &Settings, ca_pin: Option<String>, changed: bool) -> Initialised {
+    let pool = settings.pool;
+    Initialised {
+        schema: SCHEMA,
+        changed,
+        endpoints: settings.endpoints(),
+        networks: std::iter::once(pool.ipv4().to_string())
+            .chain(pool.ipv6().map(|network| network.to_string()))
+            .collect(),
+        ca_pin,
+        config: loaded.path.clone(),
+        state_dir: loaded.config.state_dir.clone(),
+        port: settings.endpoint.port.unwrap_or(settings.port),
+        invited: None,
+    }
+}
+
+impl Initialised {
+    /// For people.
+    pub fn text(&self, dry_run: bool) -> String {
+        let mut text = String::new();
+        let head = match (self.changed, dry_run && self.ca_pin.is_none()) {
+            (true, _) => "This gateway is ready.",
+            (false, true) => "This would be the gateway; nothing was changed.",
+            (false, false) => "There is a gateway here already; nothing was changed.",
+        };
+        let _ = writeln!(text, "{head}"); // here and below: writing to a String cannot fail
+        let mut line = |what: &str, value: String| {
+            let _ = writeln!(text, "    {what:<15}{value}");
+        };
+        line("Endpoint:", self.endpoints.join(", "));
+        line("Inside:", self.networks.join(", "));
+        line("Configuration:", self.config.display().to_string());
+        line("State:", self.state_dir.display().to_string());
+        if let Some(pin) = &self.ca_pin {
+            line("CA pin:", pin.clone());
+        }
+        if self.changed {
+            let _ = writeln!(
+                text,
+                "Open {}/udp in the firewall of your provider, then start it: culvert-server run",
+                self.port
+            );
+        }
+        if let Some(invited) = &self.invited {
+            text.push_str(&invited.text());
+        }
+        text
+    }
+}
+
+/// Endpoint and networks: the configuration's, or such as fit this host.
+async fn choose(config: &Config) -> Result<Settings, AdminError> {
+    let endpoint = match &config.endpoint {
+        Some(endpoint) => endpoint.clone(),
+        None => public_endpoint()?,
+    };
+    let locals = Netlink::open()?.local_networks().await?;
+    let ipv4 = match config.ipv4 {
+        Some(network) => network,
+        None => random_ipv4(&locals)?,
+    };
+    let ipv6 = match config.ipv6 {
+        Ipv6::Off => None,
+        Ipv6::Network(network) => Some(network),
+        Ipv6::Auto => Some(random_ipv6()?),
+    };
+    let pool = Pool::new(ipv4, ipv6);
+    check_overlap(&pool, &locals)?;
+    let port = config.listen.port();
+    Ok(Settings { endpoint, extra_endpoints: config.extra_endpoints.clone(), port, pool })
+}
+
+fn random_ipv4(locals: &[LocalNetwork]) -> Result<Ipv4Net, AdminError> {
+    let seed = DeviceId::generate()?;
+    let mut state = u64::from_be_bytes(*seed.as_bytes().first_chunk().expect("16 bytes hold 8")) | 1;
+    let random = || {
+        // xorshift64: spreads one random seed; nothing secret hangs on a private network's number.
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 32) as u32
+    };
+    choose_ipv4(locals, random).ok_or(AdminError::NoNetwork)
+}
+
+fn random_ipv6() -> Result<Ipv6Net, AdminError> {
+    let random = DeviceId::generate()?;
+    Ok(choose_ipv6(u64::from_be_bytes(*random.as_bytes().first_chunk().expect("16 bytes hold 8"))))
+}
+
+/// This host's own address, if clients elsewhere can reach it. Sends nothing: connecting a UDP
+/// socket only asks the kernel for the route.
+fn public_endpoint() -> Result<Endpoint, AdminError> {
+    let own = |bind: IpAddr, towards: IpAddr| -> Option<IpAddr> {
+        let socket = UdpSocket::bind((bind, 0)).ok()?;
+        socket.connect((towards, 53)).ok()?;
+        Some(socket.local_addr().ok()?.ip())
+    };
+    let ipv4 = own(Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::new(1, 1, 1, 1).into());
+    let ipv6 = own(Ipv6Addr::UNSPECIFIED.into(), Ipv6Addr::new(0x2606, 0x4700, 0x4700, 0, 0, 0, 0, 0x1111).into());
+    match [ipv4, ipv6].into_iter().flatten().find(|address| is_public(*address)) {
+        Some(address) => Ok(Endpoint { host: address.to_string(), port: None }),
+        None => Err(AdminError::NeedsEndpoint(NeedsEndpoint { address: ipv4.or(ipv6) })),
+    }
+}
+
+/// Not private, shared, local, or for documentation (IANA special-purpose registries).
+fn is_public(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => {
+            let shared: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(100, 64, 0, 0), 10);
+            !(v4.is_private()
+                || v4.is_loopback()
+                || v4.is_link_local()
+                || v4.is_unspecified()
+                || v4.is_documentation()
+                || v4.is_multicast()
+                || shared.contains(&v4))
+        }
+        IpAddr::V6(v6) => {
+            let global = Ipv6Net::new_assert(Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0), 3);
+            let documentation = Ipv6Net::new_assert(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0), 32);
+            global.contains(&v6) && !documentation.contains(&v6)
+        }
+    }
+}
+
+fn facts(settings: &Settings) -> Result<Vec<(Meta, String)>, AdminError> {
+    // The random bits of a device id do for the gateway's own as well.
+    let mut facts = vec![
+        (Meta::GatewayId, DeviceId::generate()?.to_string()),
+        (Meta::Endpoint, settings.endpoint.to_string()),
+        (Meta::Ipv4, settings.pool.ipv4().to_string()),
+    ];
+    facts.extend(settings.pool.ipv6().map(|network| (Meta::Ipv6, network.to_string())));
+    Ok(facts)
+}
+
+/// Writes the commented configuration unless there is one. Returns its path if it was written.
+fn write_config(loaded: &Loaded, settings: &Settings) -> Result<Option<PathBuf>, AdminError> {
+    if loaded.found {
+        return Ok(None);
+    }
+    let path = &loaded.path;
+    let failed = |error| AdminError::Write { path: path.clone(), error };
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    fs::DirBuilder::new().recursive(true).mode(0o755).create(folder).map_err(failed)?;
+    match files::write_new(path, config_text(loaded, settings).as_bytes(), 0o644) {
+        Ok(()) => Ok(Some(path.clone())),
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Err(AdminError::Exists(path.clone())),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+fn config_text(loaded: &Loaded, settings: &Settings) -> String {
+    let mut text = String::from(
+        "# Culvert gateway. Every key is optional; a # before a key shows its default.\n\
+         # culvert-server check-config tells what is wrong, --show what is in force and why.\n",
+    );
+    let mut section = "";
+    for (key, value, source) in loaded.layers.iter() {
+        if key.section != section {
+            section = key.section;
+            let _ = write!(text, "\n[{section}]\n"); // writing to a String cannot fail
+        }
+        let chosen = match (key.section, key.name) {
+            ("endpoint", "name") => Some(settings.endpoint.to_string()),
+            ("network", "ipv4") => Some(settings.pool.ipv4().to_string()),
+            ("network", "ipv6") => settings.pool.ipv6().map(|network| network.to_string()),
+            _ => None,
+        };
+        let _ = match chosen {
+            Some(chosen) => writeln!(text, "{} = {}  # {}", key.name, Value::Text(chosen), key.help),
+            None if is_chosen(source) => writeln!(text, "{} = {value}  # {}", key.name, key.help),
+            None => writeln!(text, "# {} = {}  # {}", key.name, key.default, key.help),
+        };
+    }
+    debug_assert!(KEYS.len() < text.lines().count());
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_addresses_that_others_can_reach_are_public() {
+        for address in ["203.0.112.7", "8.8.8.8", "2606:4700::1"] {
+            assert!(is_public(address.parse().unwrap()), "{address}");
+        }
+        for address in [
+            "10.0.0.1",
+            "172.16.3.4",
+            "192.168.1.1",
+            "100.64.9.9",
+            "127.0.0.1",
+            "169.254.1.1",
+            "fd00::1",
+            "fe80::1",
+            "::1",
+        ] {
+            assert!(!is_public(address.parse().unwrap()), "{address}");
+        }
+    }
+
+    #[test]
+    fn the_sentence_says_what_to_type() {
+        let told = NeedsEndpoint { address: Some("10.0.0.1".parse().unwrap()) }.to_string();
+        assert_eq!(
+            told,
+            "This host is behind NAT (its address is 10.0.0.1). Say its public name: \
+             culvert-server init --endpoint vpn.example.org"
+        );
+    }
+}

@@ -1,0 +1,457 @@
+//! What the operator chose, in domain types.
+//!
+//! [`Config::load`] is the only way in: it joins the layers (`layers`), checks every value once
+//! and reports every problem at once, each with its place. Every key is optional. Not here: what
+//! depends on the machine, such as overlapping networks (`overlap`).
+
+mod endpoint;
+mod keys;
+mod layers;
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use culvert_tunnel::congestion::Congestion;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use tracing_subscriber::filter::Targets;
+
+pub use endpoint::{Endpoint, NotAnEndpoint};
+pub use keys::{CONFIG_VARIABLE, KEYS, Key, Kind};
+pub use layers::{Complaint, Layers, Problem, Source, Value};
+
+use crate::times::parse_duration;
+
+/// Where the configuration is when nobody says otherwise.
+pub const DEFAULT_PATH: &str = "/etc/culvert-server/config.toml";
+
+/// Everything an operator can choose. [`KEYS`] documents default and unit of each.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// `listen.address`.
+    pub listen: SocketAddr,
+    /// `endpoint.name`; `None` means what `init` was given or found.
+    pub endpoint: Option<Endpoint>,
+    /// `endpoint.extra_names`.
+    pub extra_endpoints: Vec<Endpoint>,
+    /// `network.ipv4`; `None` means what `init` chose.
+    pub ipv4: Option<Ipv4Net>,
+    /// `network.ipv6`.
+    pub ipv6: Ipv6,
+    /// `network.mtu`, in bytes of one inner packet; `None` means automatic.
+    pub mtu_bytes: Option<u16>,
+    /// `network.isolation`.
+    pub isolation: bool,
+    /// `push.*`.
+    pub push: Push,
+    /// `limits.devices_per_user`; `None` means no limit.
+    pub devices_per_user: Option<u32>,
+    /// `limits.handshakes_per_second`; `None` means no limit.
+    pub handshakes_per_second: Option<u32>,
+    /// `log.format`.
+    pub log_format: LogFormat,
+    /// `log.level`.
+    pub log_level: Targets,
+    /// `state.dir`.
+    pub state_dir: PathBuf,
+    /// `control.socket`.
+    pub control_socket: PathBuf,
+    /// `tunnel.device`.
+    pub device: String,
+    /// `tunnel.shards`; `None` means automatic.
+    pub shards: Option<u8>,
+    /// `tunnel.congestion`.
+    pub congestion: Congestion,
+    /// `auth.rechallenge`; `None` means never.
+    pub rechallenge: Option<Duration>,
+}
+
+/// What clients are told to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Push {
+    /// Destinations that go into the tunnel.
+    pub routes: Vec<IpNet>,
+    /// Destinations that stay outside even so.
+    pub excluded_routes: Vec<IpNet>,
+    /// DNS servers; empty leaves the client's own.
+    pub dns: Vec<IpAddr>,
+    /// Domains that these servers answer; empty means all.
+    pub domains: Vec<String>,
+}
+
+/// IPv6 inside the tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ipv6 {
+    /// What `init` chose.
+    Auto,
+    /// None.
+    Off,
+    /// This network.
+    Network(Ipv6Net),
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// [`LogFormat::Text`] on a terminal, else [`LogFormat::Json`].
+    Auto,
+    /// For people.
+    Text,
+    /// One object a line.
+    Json,
+}
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// Something in it is wrong; at least one problem.
+    #[error("{}", problems(.0))]
+    Invalid(Vec<Problem>),
+    /// A file cannot be read.
+    #[error("cannot read {}: {error}", .path.display())]
+    Unreadable {
+        /// Which.
+        path: PathBuf,
+        /// What the OS says.
+        error: std::io::Error,
+    },
+}
+
+fn problems(problems: &[Problem]) -> String {
+    problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+}
+
+/// What the command line says about the configuration.
+#[derive(Clone, Debug, Default)]
+pub struct Flags {
+    /// `--config`; that file must exist.
+    pub config: Option<PathBuf>,
+    /// Flag, section, key and text.
+    pub settings: Vec<(&'static str, &'static str, &'static str, String)>,
+}
+
+/// Whether the file that the command line names has to be there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Named {
+    /// It has to.
+    MustExist,
+    /// `init` is about to write it.
+    MayBeMissing,
+}
+
+/// A configuration and where each of its values came from.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// The values.
+    pub config: Config,
+    /// Their origins.
+    pub layers: Layers,
+    /// The main file, whether it exists or not.
+    pub path: PathBuf,
+    /// True when the main file was there.
+    pub found: bool,
+}
+
+impl Config {
+    /// Reads files, environment and flags.
+    ///
+    /// Drop-ins are the `*.toml` in the folder beside the main file that is called like it, with
+    /// `.d` for `.toml` (`config.d`), in the order of their names.
+    ///
+    /// # Errors
+    /// [`ConfigError::Invalid`] with every problem found, [`ConfigError::Unreadable`] for the
+    /// first file that cannot be read.
+    pub fn load(
+        flags: &Flags,
+        environment: impl IntoIterator<Item = (String, String)>,
+        named: Named,
+    ) -> Result<Loaded, ConfigError> {
+        let path = flags.config.clone().unwrap_or_else(|| DEFAULT_PATH.into());
+        let optional = flags.config.is_none() || named == Named::MayBeMissing;
+        let mut layers = Layers::defaults();
+        let mut problems = Vec::new();
+        let found = match std::fs::read_to_string(&path) {
+            Ok(text) => {
+                problems.extend(layers.add_file(&path, &text));
+                true
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && optional => false,
+            Err(error) => return Err(ConfigError::Unreadable { path, error }),
+        };
+        for path in drop_ins(&path)? {
+            let text = std::fs::read_to_string(&path)
+                .map_err(|error| ConfigError::Unreadable { path: path.clone(), error })?;
+            problems.extend(layers.add_file(&path, &text));
+        }
+        problems.extend(layers.add_environment(environment));
+        for (flag, section, name, text) in &flags.settings {
+            problems.extend(layers.add_flag(flag, section, name, text));
+        }
+        let config = Self::from_layers(&layers, &mut problems);
+        match config {
+            Some(config) if problems.is_empty() => Ok(Loaded { config, layers, path, found }),
+            _ => Err(ConfigError::Invalid(problems)),
+        }
+    }
+
+    /// Gives every value its meaning; `None` when one has none (and says so in `problems`).
+    fn from_layers(layers: &Layers, problems: &mut Vec<Problem>) -> Option<Self> {
+        let mut read = Reader { layers, problems };
+        let listen = read.text("listen", "address", "an address and a port, such as \"[::]:443\"", listen_address);
+        let name = read.text("endpoint", "name", ENDPOINT, |text| or_empty(text, |text| text.parse().ok()));
+        let extra_endpoints = read.list("endpoint", "extra_names", ENDPOINT, |text| text.parse().ok());
+        let ipv4 =
+            read.text("network", "ipv4", "\"auto\" or a network such as \"100.77.3.0/24\" (/8 to /29)", |text| {
+                if text == "auto" { Some(None) } else { inner_ipv4(text).map(Some) }
+            });
+        let ipv6 =
+            read.text("network", "ipv6", "\"auto\", \"\" or a /64 such as \"fd4e:9a1c::/64\"", |text| match text {
+                "auto" => Some(Ipv6::Auto),
+                "" => Some(Ipv6::Off),
+                network => inner_ipv6(network).map(Ipv6::Network),
+            });
+        let mtu_bytes = read.text("network", "mtu", "\"auto\" or 1280 to 9000 bytes", |text| match text {
+            "auto" => Some(None),
+            number => number.parse().ok().filter(|bytes| (1280..=9000).contains(bytes)).map(Some),
+        });
+        let isolation = read.switch("network", "isolation");
+        let routes = read.list("push", "routes", "\"default\" or a network such as \"10.1.0.0/16\"", destination);
+        let excluded_routes = read.list("push", "excluded_routes", "a network such as \"192.168.0.0/16\"", |text| {
+            text.parse::<IpNet>().ok().map(|network| vec![network.trunc()])
+        });
+        let dns = read.list("push", "dns", "an address (the gateway has no resolver of its own yet)", |text| {
+            text.parse::<IpAddr>().ok()
+        });
+        let domains = read.list("push", "domains", "a domain name", |text| {
+            let text = text.trim_end_matches('.');
+            endpoint::is_host_name(text).then(|| text.to_ascii_lowercase())
+        });
+        let devices_per_user = read.number("limits", "devices_per_user", "0 (no limit) or more");
+        read.text("limits", "rate", "\"0\": this version has no limit per device yet", |text| {
+            (text == "0").then_some(())
+        });
+        let handshakes_per_second = read.number("limits", "handshakes_per_second", "0 (no limit) or more");
+        read.text("metrics", "listen", "\"\": this version serves no metrics yet", |text| {
+            text.is_empty().then_some(())
+        });
+        let log_format = read.text("log", "format", "\"auto\", \"text\" or \"json\"", |text| match text {
+            "auto" => Some(LogFormat::Auto),
+            "text" => Some(LogFormat::Text),
+            "json" => Some(LogFormat::Json),
+            _ => None,
+        });
+        let log_level = read.text("log", "level", "a level (error, warn, info, debug, trace) or directives", |text| {
+            text.parse::<Targets>().ok()
+        });
+        let state_dir = read.text("state", "dir", "an absolute path", absolute);
+        let control_socket = read.text("control", "socket", "an absolute path of at most 100 bytes", |text| {
+            absolute(text).filter(|_| text.len() <= SOCKET_PATH_MAX)
+        });
+        let device = read.text("tunnel", "device", "an interface name (1 to 15 of a-z, 0-9, - and _)", |text| {
+            let letter = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+            ((1..=15).contains(&text.len()) && text.bytes().all(letter)).then(|| text.to_owned())
+        });
+        let shards = read.text("tunnel", "shards", "\"auto\" or 1 to 64", |text| match text {
+            "auto" => Some(None),
+            number => number.parse().ok().filter(|count| (1..=64).contains(count)).map(Some),
+        });
+        let congestion = read.text("tunnel", "congestion", "\"none\", \"cubic\" or \"bbr\"", |text| text.parse().ok());
+        let rechallenge = read.text("auth", "rechallenge", "0, or a time such as \"30m\" or \"1h\"", |text| {
+            parse_duration(text).map(|every| (!every.is_zero()).then_some(every))
+        });
+        Some(Self {
+            listen: listen?,
+            endpoint: name?,
+            extra_endpoints,
+            ipv4: ipv4?,
+            ipv6: ipv6?,
+            mtu_bytes: mtu_bytes?,
+            isolation,
+            push: Push { routes: routes.concat(), excluded_routes: excluded_routes.concat(), dns, domains },
+            devices_per_user: devices_per_user?,
+            handshakes_per_second: handshakes_per_second?,
+            log_format: log_format?,
+            log_level: log_level?,
+            state_dir: state_dir?,
+            control_socket: control_socket?,
+            device: device?,
+            shards: shards?,
+            congestion: congestion?,
+            rechallenge: rechallenge?,
+        })
+    }
+}
+
+const ENDPOINT: &str = "a host name or an address, with or without a port";
+/// `sun_path` holds 108 bytes; some are kept for a temporary name beside it.
+const SOCKET_PATH_MAX: usize = 100;
+
+fn listen_address(text: &str) -> Option<SocketAddr> {
+    text.parse().ok().filter(|address: &SocketAddr| address.port() != 0)
+}
+
+fn or_empty<T>(text: &str, parse: impl Fn(&str) -> Option<T>) -> Option<Option<T>> {
+    if text.is_empty() { Some(None) } else { parse(text).map(Some) }
+}
+
+fn inner_ipv4(text: &str) -> Option<Ipv4Net> {
+    let network: Ipv4Net = text.parse().ok()?;
+    let fits = (8..=29).contains(&network.prefix_len()) && network.addr() == network.network();
+    (fits && !network.addr().is_multicast() && !network.addr().is_loopback() && !network.addr().is_unspecified())
+        .then_some(network)
+}
+
+fn inner_ipv6(text: &str) -> Option<Ipv6Net> {
+    let network: Ipv6Net = text.parse().ok()?;
+    let address = network.addr();
+    let usable = !address.is_multicast() && !address.is_unicast_link_local() && !address.is_unspecified();
+    (network.prefix_len() == 64 && address == network.network() && usable).then_some(network)
+}
+
+fn destination(text: &str) -> Option<Vec<IpNet>> {
+    if text == "default" {
+        return Some(vec![Ipv4Net::default().into(), Ipv6Net::default().into()]);
+    }
+    text.parse::<IpNet>().ok().map(|network| vec![network.trunc()])
+}
+
+fn absolute(text: &str) -> Option<PathBuf> {
+    Path::new(text).is_absolute().then(|| text.into())
+}
+
+fn drop_ins(main: &Path) -> Result<Vec<PathBuf>, ConfigError> {
+    let folder = main.with_extension("d");
+    let unreadable = |error| ConfigError::Unreadable { path: folder.clone(), error };
+    let mut files = Vec::new();
+    match std::fs::read_dir(&folder) {
+        Ok(entries) => {
+            for entry in entries {
+                let path = entry.map_err(unreadable)?.path();
+                if path.extension().is_some_and(|extension| extension == "toml") {
+                    files.push(path);
+                }
+            }
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(unreadable(error)),
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// Reads one setting at a time; what has no meaning is collected, so that all is told at once.
+struct Reader<'a> {
+    layers: &'a Layers,
+    problems: &'a mut Vec<Problem>,
+}
+
+impl Reader<'_> {
+    fn text<T>(
+        &mut self,
+        section: &str,
+        name: &str,
+        expected: &'static str,
+        parse: impl Fn(&str) -> Option<T>,
+    ) -> Option<T> {
+        let Value::Text(text) = self.layers.get(section, name).1 else { unreachable!("{section}.{name} is text") };
+        let parsed = parse(text);
+        if parsed.is_none() {
+            self.complain(section, name, expected);
+        }
+        parsed
+    }
+
+    fn list<T>(
+        &mut self,
+        section: &str,
+        name: &str,
+        expected: &'static str,
+        parse: impl Fn(&str) -> Option<T>,
+    ) -> Vec<T> {
+        let Value::List(items) = self.layers.get(section, name).1 else { unreachable!("{section}.{name} is a list") };
+        let parsed: Option<Vec<T>> = items.iter().map(|item| parse(item)).collect();
+        parsed.unwrap_or_else(|| {
+            self.complain(section, name, expected);
+            Vec::new()
+        })
+    }
+
+    fn switch(&self, section: &str, name: &str) -> bool {
+        let Value::Switch(on) = self.layers.get(section, name).1 else { unreachable!("{section}.{name} is a switch") };
+        *on
+    }
+
+    /// A limit; 0 is none.
+    fn number(&mut self, section: &str, name: &str, expected: &'static str) -> Option<Option<u32>> {
+        let Value::Number(number) = self.layers.get(section, name).1 else { unreachable!("{section}.{name} counts") };
+        let parsed = u32::try_from(*number).ok().map(|limit| (limit > 0).then_some(limit));
+        if parsed.is_none() {
+            self.complain(section, name, expected);
+        }
+        parsed
+    }
+
+    fn complain(&mut self, section: &str, name: &str, expected: &'static str) {
+        let (key, value, source) = self.layers.get(section, name);
+        let what = Complaint::Meaningless { section: key.section, name: key.name, value: value.clone(), expected };
+        self.problems.push(Problem { at: source.clone(), what });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_file_is_a_configuration() {
+        let config = load("", &[]).unwrap().config;
+        assert_eq!(config.listen, "[::]:443".parse().unwrap());
+        assert_eq!(config.push.routes, ["0.0.0.0/0".parse::<IpNet>().unwrap(), "::/0".parse().unwrap()]);
+        assert_eq!((config.ipv4, config.ipv6, config.endpoint), (None, Ipv6::Auto, None));
+        assert!(config.isolation);
+    }
+
+    #[test]
+    fn every_problem_is_told_at_once() {
+        let told = load("[network]\nipv4 = \"100.77.3.1/24\"\nmtu = 900\n[tunnel]\nshards = 0\n", &[]).unwrap_err();
+        let told = told.to_string();
+        assert_eq!(told.lines().count(), 3, "{told}");
+        assert!(told.contains("gw.toml:2:8: network.ipv4 = \"100.77.3.1/24\" is not \"auto\" or a network"), "{told}");
+        assert!(told.contains("gw.toml:3:7: network.mtu"), "{told}");
+    }
+
+    #[test]
+    fn the_environment_wins_over_drop_ins_and_drop_ins_over_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let main = folder.path().join("gw.toml");
+        std::fs::write(&main, "[listen]\naddress = \"127.0.0.1:1001\"\n[log]\nlevel = \"warn\"\n").unwrap();
+        std::fs::create_dir(folder.path().join("gw.d")).unwrap();
+        std::fs::write(folder.path().join("gw.d/10.toml"), "[listen]\naddress = \"127.0.0.1:1002\"\n").unwrap();
+        std::fs::write(folder.path().join("gw.d/notes.txt"), "not toml").unwrap();
+        let flags = Flags { config: Some(main), ..Flags::default() };
+
+        let config = Config::load(&flags, [], Named::MustExist).unwrap().config;
+        assert_eq!(config.listen.port(), 1002);
+        assert_eq!(config.log_level, "warn".parse().unwrap());
+        let variable = ("CULVERT_SERVER_LISTEN__ADDRESS".to_owned(), "127.0.0.1:1003".to_owned());
+        let config = Config::load(&flags, [variable], Named::MustExist).unwrap().config;
+        assert_eq!(config.listen.port(), 1003);
+    }
+
+    #[test]
+    fn a_missing_file_is_an_error_only_when_it_was_named() {
+        let flags = Flags { config: Some("/nonexistent/gw.toml".into()), ..Flags::default() };
+        assert!(matches!(Config::load(&flags, [], Named::MustExist), Err(ConfigError::Unreadable { .. })));
+        assert!(!Config::load(&flags, [], Named::MayBeMissing).unwrap().found);
+    }
+
+    fn load(text: &str, environment: &[(&str, &str)]) -> Result<Loaded, ConfigError> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("gw.toml");
+        std::fs::write(&path, text).unwrap();
+        let environment = environment.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned()));
+        let flags = Flags { config: Some(path), ..Flags::default() };
+        Config::load(&flags, environment, Named::MustExist)
+    }
+}

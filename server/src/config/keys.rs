@@ -1,0 +1,124 @@
+//! Every setting of the gateway: its name, its shape, its default and one line of help.
+//!
+//! This table is the only list of settings. The reader of files and environment (`layers`), the
+//! checker and the commented file that `init` writes all walk over it.
+
+/// The TOML types that a setting may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A string.
+    Text,
+    /// A string, or a whole number in its place (`mtu = "auto"`, `mtu = 1400`).
+    TextOrNumber,
+    /// A whole number.
+    Number,
+    /// `true` or `false`.
+    Switch,
+    /// A list of strings. In the environment: separated by commas.
+    List,
+}
+
+impl Kind {
+    /// What to write, for error messages.
+    pub const fn expected(self) -> &'static str {
+        match self {
+            Self::Text => "a string in quotes",
+            Self::TextOrNumber => "a string in quotes or a whole number",
+            Self::Number => "a whole number",
+            Self::Switch => "true or false",
+            Self::List => "a list of strings, such as [\"a\", \"b\"]",
+        }
+    }
+}
+
+/// One setting.
+#[derive(Clone, Copy, Debug)]
+pub struct Key {
+    /// The TOML table.
+    pub section: &'static str,
+    /// The name in that table.
+    pub name: &'static str,
+    /// What it looks like.
+    pub kind: Kind,
+    /// Its value when nobody says anything, as TOML.
+    pub default: &'static str,
+    /// One line for the commented file.
+    pub help: &'static str,
+}
+
+impl Key {
+    /// The setting of this name, if there is one.
+    pub fn find(section: &str, name: &str) -> Option<usize> {
+        KEYS.iter().position(|key| key.section == section && key.name == name)
+    }
+
+    /// The environment variable that sets it.
+    pub fn variable(&self) -> String {
+        format!("{PREFIX}{}__{}", self.section.to_ascii_uppercase(), self.name.to_ascii_uppercase())
+    }
+}
+
+/// What the names of our environment variables begin with.
+pub const PREFIX: &str = "CULVERT_SERVER_";
+/// The variable that names the configuration file itself; no setting.
+pub const CONFIG_VARIABLE: &str = "CULVERT_SERVER_CONFIG";
+
+macro_rules! keys {
+    ($( [$section:ident] $( $name:ident: $kind:ident = $default:literal, $help:literal; )* )*) => {
+        /// Every setting, by section.
+        pub const KEYS: &[Key] = &[ $( $( Key {
+            section: stringify!($section),
+            name: stringify!($name),
+            kind: Kind::$kind,
+            default: $default,
+            help: $help,
+        }, )* )* ];
+    };
+}
+
+keys! {
+    [listen]
+    address: Text = r#""[::]:443""#, "The one UDP address and port; [::] takes IPv4 too.";
+
+    [endpoint]
+    name: Text = r#""""#, "What invitations carry and the certificate holds: host or host:port; empty is what init found.";
+    extra_names: List = "[]", "More names or addresses under which clients reach this gateway.";
+
+    [network]
+    ipv4: Text = r#""auto""#, "The network inside the tunnel; auto is the one that init chose.";
+    ipv6: Text = r#""auto""#, "The same for IPv6, a /64; empty turns IPv6 inside off.";
+    mtu: TextOrNumber = r#""auto""#, "Of the gateway's interface, in bytes of one inner packet; auto is 1500.";
+    isolation: Switch = "true", "Clients cannot reach one another.";
+
+    [push]
+    routes: List = r#"["default"]"#, "What clients send into the tunnel; default is everything.";
+    excluded_routes: List = "[]", "What stays outside even so.";
+    dns: List = "[]", "DNS servers for clients; empty leaves their own.";
+    domains: List = "[]", "Names that those servers answer; empty means all.";
+
+    [limits]
+    devices_per_user: Number = "5", "0 means no limit.";
+    rate: TextOrNumber = r#""0""#, "Per device; 0 means no limit.";
+    handshakes_per_second: Number = "50", "New connections beyond this rate are told to wait; 0 means no limit.";
+
+    [metrics]
+    listen: Text = r#""""#, "Prometheus and health, as address:port; empty is off.";
+
+    [log]
+    format: Text = r#""auto""#, "text, json, or auto: text on a terminal, else json.";
+    level: Text = r#""info""#, "error, warn, info, debug, trace, or per-module directives.";
+
+    [state]
+    dir: Text = r#""/var/lib/culvert-server""#, "Keys, certificates and the registry. Back this up.";
+
+    [control]
+    socket: Text = r#""/run/culvert-server/control.sock""#, "Where the running gateway answers its administrator.";
+
+    [tunnel]
+    device: Text = r#""culvert0""#, "The interface's name, at most 15 bytes.";
+    shards: TextOrNumber = r#""auto""#, "Threads that carry packets, each with its own queue and socket; auto is 1.";
+    congestion: Text = r#""none""#, "Controller around the datagrams: none, cubic or bbr.";
+
+    [auth]
+    rechallenge: Text = r#""1h""#, "How often a live session proves its key again; 0 turns it off.";
+}

@@ -1,0 +1,350 @@
+//! Where the running gateway answers its administrator: a Unix socket, one JSON object a line.
+//!
+//! The socket is 0660 and belongs to the group `culvert-server` when there is one; who calls is
+//! checked again by the credentials that the kernel gives. A request is one of a short closed
+//! list. Both ends are here: [`ControlSocket::serve`] for the gateway, [`ask`] for the commands.
+
+mod peer;
+
+use std::fs;
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::net::UnixStream as BlockingStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use culvert_tunnel::stats::ShardStats;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::time::timeout;
+
+/// What an administrator may ask.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    /// The open sessions.
+    Sessions,
+    /// The gateway as a whole.
+    Status,
+}
+
+/// What the gateway answers.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "response", rename_all = "snake_case")]
+pub enum Response {
+    /// To [`Request::Sessions`].
+    Sessions {
+        /// In the order of users and devices.
+        sessions: Vec<SessionInfo>,
+    },
+    /// To [`Request::Status`].
+    Status(Box<StatusInfo>),
+    /// The request was none of the list.
+    Invalid {
+        /// What was wrong.
+        message: String,
+    },
+}
+
+/// One open session. Times are RFC 3339, counters whole inner packets.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SessionInfo {
+    /// The device's id.
+    pub device_id: String,
+    /// Its name.
+    pub device: String,
+    /// Whose it is.
+    pub user: String,
+    /// Where it is.
+    pub remote: String,
+    /// Its inner IPv4 address.
+    pub ipv4: String,
+    /// Its inner IPv6 address.
+    pub ipv6: Option<String>,
+    /// When the session opened.
+    pub since: String,
+    /// The client's program and version.
+    pub client: String,
+    /// The client's operating system.
+    pub platform: String,
+    /// From the client.
+    pub received_bytes: u64,
+    /// See `received_bytes`.
+    pub received_packets: u64,
+    /// To the client.
+    pub sent_bytes: u64,
+    /// See `sent_bytes`.
+    pub sent_packets: u64,
+    /// Dropped, both ways.
+    pub dropped_packets: u64,
+    /// Smoothed round-trip time outside.
+    pub rtt_seconds: f64,
+    /// Largest inner packet in one datagram.
+    pub mtu_bytes: u16,
+}
+
+/// The gateway as a whole.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct StatusInfo {
+    /// Of this program.
+    pub version: String,
+    /// Since when it runs.
+    pub since: String,
+    /// What clients dial, best first.
+    pub endpoints: Vec<String>,
+    /// The UDP address.
+    pub listen: String,
+    /// The interface.
+    pub device: String,
+    /// The inner networks.
+    pub networks: Vec<String>,
+    /// Open sessions.
+    pub sessions: usize,
+    /// Connections that are being judged.
+    pub pending: usize,
+    /// The shards' counters.
+    pub shards: Vec<ShardInfo>,
+}
+
+/// The counters of one shard since it started.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct ShardInfo {
+    /// UDP datagrams received, whatever they were.
+    pub datagrams_in: u64,
+    /// UDP datagrams sent.
+    pub datagrams_out: u64,
+    /// Datagrams that belong to no connection and open none.
+    pub datagrams_foreign: u64,
+    /// Handshakes begun by peers.
+    pub handshakes: u64,
+    /// Handshakes answered with a Retry first.
+    pub retries: u64,
+    /// Handshakes refused since too many were under way.
+    pub handshakes_refused: u64,
+}
+
+impl From<&ShardStats> for ShardInfo {
+    fn from(stats: &ShardStats) -> Self {
+        Self {
+            datagrams_in: stats.datagrams_in,
+            datagrams_out: stats.datagrams_out,
+            datagrams_foreign: stats.datagrams_foreign,
+            handshakes: stats.handshakes,
+            retries: stats.retries,
+            handshakes_refused: stats.handshakes_refused,
+        }
+    }
+}
+
+/// A request with the way back.
+pub type Asked = (Request, oneshot::Sender<Response>);
+
+/// Why the socket cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum SocketError {
+    /// A running gateway answers there.
+    #[error("another culvert-server answers on {}; stop it, or set control.socket", .0.display())]
+    InUse(PathBuf),
+    /// The OS refuses.
+    #[error("cannot make the control socket {}: {error}", .path.display())]
+    Io {
+        /// Where.
+        path: PathBuf,
+        /// What the OS says.
+        error: io::Error,
+    },
+}
+
+/// The socket's name is gone when this is dropped.
+#[derive(Debug)]
+pub struct ControlSocket {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl ControlSocket {
+    /// Binds the socket in place of one that a dead gateway left. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// [`SocketError`].
+    pub fn bind(path: &Path) -> Result<Self, SocketError> {
+        let failed = |error| SocketError::Io { path: path.to_owned(), error };
+        if let Some(folder) = path.parent() {
+            fs::DirBuilder::new().recursive(true).mode(0o750).create(folder).map_err(failed)?;
+        }
+        if BlockingStream::connect(path).is_ok() {
+            return Err(SocketError::InUse(path.to_owned()));
+        }
+        // Bound under another name until only the right people can connect.
+        let mut name = path.file_name().unwrap_or_default().to_owned();
+        name.push(".new");
+        let temporary = path.with_file_name(name);
+        let _ = fs::remove_file(&temporary); // of a gateway that died right here
+        let listener = UnixListener::bind(&temporary).map_err(failed)?;
+        let named = peer::own_group(&temporary)
+            .and_then(|()| fs::set_permissions(&temporary, fs::Permissions::from_mode(0o660)))
+            .and_then(|()| fs::rename(&temporary, path));
+        if let Err(error) = named {
+            let _ = fs::remove_file(&temporary); // the first error counts
+            return Err(failed(error));
+        }
+        Ok(Self { listener, path: path.to_owned() })
+    }
+
+    /// Answers until dropped. Requests go to `gateway`, which replies. Cancel-safe.
+    pub async fn serve(&self, gateway: mpsc::Sender<Asked>) {
+        const CALLERS: usize = 16;
+        let callers = Arc::new(Semaphore::new(CALLERS));
+        loop {
+            let Ok(permit) = Arc::clone(&callers).acquire_owned().await else { return };
+            let stream = match self.listener.accept().await {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    tracing::warn!(%error, "control socket");
+                    tokio::time::sleep(Duration::from_millis(100)).await; // out of descriptors
+                    continue;
+                }
+            };
+            if !peer::may_ask(&stream, &self.path) {
+                tracing::warn!(event = "admin", action = "connect", result = "forbidden", "control socket");
+                continue;
+            }
+            let gateway = gateway.clone();
+            tokio::spawn(async move {
+                let _permit = permit;
+                // Whatever ends the conversation, only this caller is concerned.
+                let _ = converse(stream, gateway).await;
+            });
+        }
+    }
+}
+
+impl Drop for ControlSocket {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path); // gone is what we want
+    }
+}
+
+const REQUEST_MAX: u64 = 4096;
+const PATIENCE: Duration = Duration::from_secs(10);
+
+async fn converse(mut stream: UnixStream, gateway: mpsc::Sender<Asked>) -> io::Result<()> {
+    let (reader, mut writer) = stream.split();
+    let mut reader = tokio::io::BufReader::new(reader);
+    loop {
+        let mut line = Vec::new();
+        let read = timeout(PATIENCE, (&mut reader).take(REQUEST_MAX).read_until(b'\n', &mut line)).await??;
+        if read == 0 {
+            return Ok(());
+        }
+        let response = match serde_json::from_slice::<Request>(&line) {
+            Ok(request) => {
+                let (reply, answer) = oneshot::channel();
+                if gateway.send((request, reply)).await.is_err() {
+                    return Ok(()); // stopping
+                }
+                answer.await.map_err(io::Error::other)?
+            }
+            Err(error) => Response::Invalid { message: error.to_string() },
+        };
+        let mut text = serde_json::to_vec(&response)?;
+        text.push(b'\n');
+        timeout(PATIENCE, writer.write_all(&text)).await??;
+        if line.last() != Some(&b'\n') {
+            return Ok(()); // longer than any request, or cut off
+        }
+    }
+}
+
+/// Why a running gateway did not answer.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    /// Nobody listens.
+    #[error("no running gateway answers on {} ({error}); start it with: culvert-server run", .path.display())]
+    NotRunning {
+        /// Where.
+        path: PathBuf,
+        /// What the OS says.
+        error: io::Error,
+    },
+    /// The socket is not for this user.
+    #[error("you may not use {}; run this as root, or join the group that owns it", .0.display())]
+    Forbidden(PathBuf),
+    /// It hung up, or spoke in tongues.
+    #[error("the gateway did not answer: {0}")]
+    NoAnswer(io::Error),
+}
+
+/// Asks the gateway behind `path` and waits up to 10 s.
+///
+/// # Errors
+/// [`AskError`].
+pub fn ask(path: &Path, request: Request) -> Result<Response, AskError> {
+    let stream = BlockingStream::connect(path).map_err(|error| match error.kind() {
+        io::ErrorKind::PermissionDenied => AskError::Forbidden(path.to_owned()),
+        _ => AskError::NotRunning { path: path.to_owned(), error },
+    })?;
+    match exchange(&stream, request).map_err(AskError::NoAnswer)? {
+        Response::Invalid { message } => Err(AskError::NoAnswer(io::Error::other(message))),
+        response => Ok(response),
+    }
+}
+
+fn exchange(mut stream: &BlockingStream, request: Request) -> io::Result<Response> {
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let mut text = serde_json::to_vec(&request)?;
+    text.push(b'\n');
+    stream.write_all(&text)?;
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line)?;
+    Ok(serde_json::from_str(&line)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_request_is_answered_and_garbage_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run/control.sock");
+        let socket = ControlSocket::bind(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
+        let (asked, mut requests) = mpsc::channel::<Asked>(4);
+        let server = tokio::spawn(async move { socket.serve(asked).await });
+        let gateway = tokio::spawn(async move {
+            while let Some((request, reply)) = requests.recv().await {
+                assert_eq!(request, Request::Sessions);
+                let _ = reply.send(Response::Sessions { sessions: Vec::new() });
+            }
+        });
+        let own = path.clone();
+        let told = tokio::task::spawn_blocking(move || {
+            assert!(matches!(ControlSocket::bind(&own), Err(SocketError::InUse(_))));
+            let garbage = raw(&own, b"{\"request\":\"explode\"}\n");
+            let long = raw(&own, &[b'x'; 10_000]);
+            (ask(&own, Request::Sessions), garbage, long)
+        });
+        let (answer, garbage, long) = told.await.unwrap();
+        assert!(matches!(answer, Ok(Response::Sessions { sessions }) if sessions.is_empty()));
+        assert!(garbage.contains("unknown variant"), "{garbage}");
+        assert!(long.contains("invalid"), "{long}");
+        server.abort();
+        let _ = server.await;
+        gateway.abort();
+        assert!(!path.exists());
+        assert!(matches!(ask(&path, Request::Status), Err(AskError::NotRunning { .. })));
+    }
+
+    fn raw(path: &Path, bytes: &[u8]) -> String {
+        let mut stream = BlockingStream::connect(path).unwrap();
+        let _ = stream.write_all(bytes); // the far side may stop reading
+        let mut line = String::new();
+        BufReader::new(stream).read_line(&mut line).unwrap();
+        line
+    }
+}

@@ -1,0 +1,319 @@
+//! Starts everything a gateway is made of, and stops it in reverse.
+//!
+//! Whatever can be refused is checked before the host is changed, and each refusal is one
+//! sentence with what repairs it.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use culvert_tunnel::device::linux::{OpenError, Tun};
+use culvert_tunnel::filter::Policy;
+use culvert_tunnel::routing::Routing;
+use culvert_tunnel::shard::cid::CidKey;
+use culvert_tunnel::shard::engine::Role;
+use culvert_tunnel::shard::{self, RunningShard, ShardConfig};
+use culvert_tunnel::socket::{self, SocketOptions};
+use culvert_tunnel::transport::{ServerTransport, TransportError, Tuning};
+use rustix::thread::{CapabilitySet, capabilities};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+use crate::config::Config;
+use crate::control_socket::{ControlSocket, SocketError};
+use crate::conversation::Office;
+use crate::forwarding::{Forwarding, ForwardingError};
+use crate::interface::{Netlink, NetlinkError, Overlap, check_overlap};
+use crate::journal::{Journal, JournalError};
+use crate::nat::{self, Nat, NatError};
+use crate::registry::{Device, Registry, RegistryError};
+use crate::sessions::{LoopError, Sessions};
+use crate::settings::{Settings, SettingsError};
+use crate::state::{StateDir, StateError};
+
+/// The interface's MTU when nothing else is said: each session's own path MTU is enforced in the
+/// shard, by ICMP "too big".
+const DEFAULT_MTU_BYTES: u16 = 1500;
+/// Administrators' requests that may wait.
+const REQUESTS: usize = 16;
+
+/// Why there is no gateway, or not any more.
+#[derive(Debug, thiserror::Error)]
+pub enum GatewayError {
+    /// We may not change the network.
+    #[error("culvert-server run needs CAP_NET_ADMIN; run it as root, or by its systemd unit")]
+    NoCapability,
+    /// The UDP port cannot be had.
+    #[error("{}", port_sentence(*.address, .error))]
+    Port {
+        /// `listen.address`.
+        address: SocketAddr,
+        /// What the OS says.
+        error: io::Error,
+    },
+    /// A device's address is not in the network any more.
+    #[error(
+        "{user}/{name} has the address {ipv4}, which is not in the inner network {network}; set network.ipv4 back to \
+         the network of its devices, or a larger one that holds it"
+    )]
+    Stranded {
+        /// Whose device.
+        user: String,
+        /// Which.
+        name: String,
+        /// Its address.
+        ipv4: std::net::Ipv4Addr,
+        /// The network now.
+        network: ipnet::Ipv4Net,
+    },
+    /// The threads or signals cannot be had.
+    #[error("cannot start: {0}")]
+    Os(#[from] io::Error),
+    /// The state directory.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The registry.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// Something is set nowhere.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// The inner network is in use outside.
+    #[error(transparent)]
+    Overlap(#[from] Overlap),
+    /// The interface's addresses.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// The interface.
+    #[error(transparent)]
+    Tun(#[from] OpenError),
+    /// The kernel's forwarding.
+    #[error(transparent)]
+    Forwarding(#[from] ForwardingError),
+    /// The nftables table.
+    #[error(transparent)]
+    Nat(#[from] NatError),
+    /// The journal.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The control socket.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// Keys and certificates.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// It ran, and ended by itself.
+    #[error(transparent)]
+    Loop(#[from] LoopError),
+}
+
+fn port_sentence(address: SocketAddr, error: &io::Error) -> String {
+    let port = address.port();
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            format!("UDP port {port} of {address} is in use by another program; stop it, or set listen.address")
+        }
+        io::ErrorKind::PermissionDenied => {
+            format!(
+                "UDP port {port} needs CAP_NET_BIND_SERVICE; run as root, or set listen.address to a port above 1023"
+            )
+        }
+        io::ErrorKind::AddrNotAvailable => {
+            format!("no interface of this host has the address {}; set listen.address", address.ip())
+        }
+        _ => format!("cannot listen on UDP {address}: {error}"),
+    }
+}
+
+/// Runs a gateway until SIGTERM or SIGINT. What it changed on the host is undone when it returns.
+///
+/// # Errors
+/// [`GatewayError`]: why it did not start, or why it ended by itself.
+pub async fn run(config: Config) -> Result<(), GatewayError> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hang_up = signal(SignalKind::hangup())?;
+    let state = StateDir::new(&config.state_dir);
+    let registry = state.registry().await?;
+    check_capability()?;
+    let _lock = state.lock()?;
+    let authority = state.authority()?;
+    let settings = Settings::resolve(&config, &registry).await?;
+    check_stranded(&registry.devices().await?, &settings)?;
+    let leaf = state.leaf(&authority, &settings.leaf_names(), SystemTime::now())?;
+    let transport = ServerTransport::new(
+        authority.certificate_der(),
+        leaf.chain().to_vec(),
+        leaf.private_key(),
+        Tuning { congestion: config.congestion },
+    )?;
+
+    let netlink = Netlink::open()?;
+    check_overlap(&settings.pool, &netlink.local_networks().await?)?;
+    let shards = usize::from(config.shards.unwrap_or(1));
+    let sockets = bind(config.listen, shards)?;
+    let control = ControlSocket::bind(&config.control_socket)?;
+    let tuns = Tun::open(&config.device, shards)?;
+    // From here on the host changes; each value undoes its change when it is dropped.
+    netlink.bring_up(&config.device, &settings.pool, config.mtu_bytes.unwrap_or(DEFAULT_MTU_BYTES)).await?;
+    let host = Host::change(&config, &settings, &state)?;
+
+    let routing = Routing::default();
+    let policy = Arc::new(policy(&config, &settings));
+    let cids = CidKey::random();
+    let configs = sockets.into_iter().zip(tuns).map(|(socket, tun)| ShardConfig {
+        socket,
+        device: Some(tun),
+        role: Role::Gateway { transport: transport.clone(), routing: routing.clone(), policy: Arc::clone(&policy) },
+        cids: cids.clone(),
+    });
+    let running = shard::spawn(configs.collect())?;
+    tracing::info!(
+        event = "started",
+        version = env!("CARGO_PKG_VERSION"),
+        listen = %config.listen,
+        endpoint = settings.endpoint.with_port(settings.port),
+        device = config.device,
+        ipv4 = %settings.pool.ipv4(),
+        ipv6 = settings.pool.ipv6().map_or_else(String::new, |network| network.to_string()),
+        shards,
+    );
+
+    let mut handles = Vec::new();
+    let mut events = Vec::new();
+    let mut threads = Vec::new();
+    for RunningShard { handle, events: told, thread } in running {
+        handles.push(handle);
+        events.push(told);
+        threads.push(thread);
+    }
+    let (asked, requests) = mpsc::channel(REQUESTS);
+    let office = Arc::new(Office { registry: registry.clone(), authority, config, settings });
+    let stop = async {
+        let signal = loop {
+            tokio::select! {
+                _ = terminate.recv() => break "SIGTERM",
+                _ = interrupt.recv() => break "SIGINT",
+                // Its default would end us with the host changed.
+                _ = hang_up.recv() => tracing::warn!(event = "reload_ignored", "the configuration is read only at start"),
+            }
+        };
+        tracing::info!(event = "stopping", signal);
+    };
+    let sessions = Sessions::new(office, handles).run(events, requests, stop);
+    let outcome = tokio::select! {
+        outcome = sessions => outcome,
+        () = control.serve(asked) => Err(LoopError::ShardGone), // never: it serves for ever
+    };
+    drop(control);
+    for thread in threads {
+        // A thread that hangs must not keep the host changed; it ends with the process.
+        if thread.is_finished() && thread.join().is_err() {
+            tracing::error!(event = "shard_panicked");
+        }
+    }
+    host.undo();
+    registry.close().await;
+    tracing::info!(event = "stopped");
+    Ok(outcome?)
+}
+
+/// Undoes what a crashed gateway left on this host.
+///
+/// # Errors
+/// [`GatewayError`] when a gateway runs, or something cannot be undone.
+pub fn cleanup(config: &Config) -> Result<bool, GatewayError> {
+    let state = StateDir::new(&config.state_dir);
+    if !state.is_initialised() {
+        return Ok(false);
+    }
+    check_capability()?;
+    let _lock = state.lock()?;
+    let (_, undone) = Journal::open(state.root())?;
+    Ok(undone)
+}
+
+/// What is changed on the host while the gateway runs.
+struct Host {
+    forwarding: Forwarding,
+    nat: Nat,
+    journal: Journal,
+    table: String,
+}
+
+impl Host {
+    fn change(config: &Config, settings: &Settings, state: &StateDir) -> Result<Self, GatewayError> {
+        let (mut journal, undone) = Journal::open(state.root())?;
+        if undone {
+            tracing::warn!(event = "cleaned_up", "undid what a crashed gateway left");
+        }
+        let table = nat::table_name(&config.device);
+        journal.add_table(table.clone())?;
+        let nat = match Nat::apply(&config.device, &settings.pool, config.isolation) {
+            Ok(nat) => nat,
+            Err(error) => {
+                journal.clear();
+                return Err(error.into());
+            }
+        };
+        match Forwarding::enable(settings.pool.ipv6().is_some(), &mut journal) {
+            Ok(forwarding) => Ok(Self { forwarding, nat, journal, table }),
+            Err(error) => {
+                drop(nat);
+                journal.clear();
+                Err(error.into())
+            }
+        }
+    }
+
+    fn undo(self) {
+        let Self { forwarding, nat, journal, table } = self;
+        // Forwarding first: rules without forwarding are harmless, the other way round is not.
+        if nat::other_gateways(&table).unwrap_or(false) {
+            forwarding.keep();
+        } else {
+            drop(forwarding);
+        }
+        drop(nat);
+        journal.clear();
+    }
+}
+
+fn check_capability() -> Result<(), GatewayError> {
+    let able = capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::NET_ADMIN));
+    if able { Ok(()) } else { Err(GatewayError::NoCapability) }
+}
+
+fn check_stranded(devices: &[Device], settings: &Settings) -> Result<(), GatewayError> {
+    let stranded = devices.iter().find(|device| device.revoked_at.is_none() && device.lease(&settings.pool).is_none());
+    stranded.map_or(Ok(()), |device| {
+        Err(GatewayError::Stranded {
+            user: device.user.clone(),
+            name: device.name.clone(),
+            ipv4: device.ipv4,
+            network: settings.pool.ipv4(),
+        })
+    })
+}
+
+fn bind(address: SocketAddr, shards: usize) -> Result<Vec<std::net::UdpSocket>, GatewayError> {
+    let failed = |error| GatewayError::Port { address, error };
+    if shards == 1 {
+        return Ok(vec![socket::bind(address, SocketOptions::default()).map_err(failed)?]);
+    }
+    // Sockets that share a port would also share it with another gateway of the same user.
+    drop(socket::bind(address, SocketOptions::default()).map_err(failed)?);
+    let shared = SocketOptions { reuse_port: true, ..SocketOptions::default() };
+    (0..shards).map(|_| socket::bind(address, shared).map_err(failed)).collect()
+}
+
+fn policy(config: &Config, settings: &Settings) -> Policy {
+    let pool = settings.pool;
+    let gateway = pool.gateway();
+    Policy {
+        networks: std::iter::once(pool.ipv4().into()).chain(pool.ipv6().map(Into::into)).collect(),
+        gateway: std::iter::once(gateway.ipv4.into()).chain(gateway.ipv6.map(Into::into)).collect(),
+        isolation: config.isolation,
+    }
+}

@@ -1,0 +1,141 @@
+//! What this gateway changed on the host, on disk before it is changed.
+//!
+//! A crash leaves the journal behind; the next start, or `cleanup`, undoes what it says. The file
+//! is gone when there is nothing to undo.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::files;
+use crate::{forwarding, nat};
+
+/// One kernel setting as it was.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Setting {
+    /// Below `/proc/sys`.
+    pub path: PathBuf,
+    /// Its old text.
+    pub was: String,
+}
+
+/// Changes in force, and the file that lists them.
+#[derive(Debug)]
+pub struct Journal {
+    path: PathBuf,
+    entries: Entries,
+}
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Entries {
+    tables: Vec<String>,
+    settings: Vec<Setting>,
+}
+
+/// The journal cannot be kept.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write {}, so nothing on this host was changed: {error}", .path.display())]
+pub struct JournalError {
+    path: PathBuf,
+    error: io::Error,
+}
+
+impl Journal {
+    /// Undoes what an earlier run left in `folder`, and begins anew. Returns true with it when
+    /// there was something to undo.
+    ///
+    /// # Errors
+    /// [`nat::NatError`] when a table cannot be removed; the journal stays then.
+    pub fn open(folder: &Path) -> Result<(Self, bool), nat::NatError> {
+        let path = folder.join("journal.json");
+        let left: Option<Entries> = match fs::read(&path) {
+            // One that cannot be read was never completed, so nothing had been changed yet.
+            Ok(bytes) => serde_json::from_slice(&bytes).ok(),
+            Err(_) => None,
+        };
+        let mut this = Self { path, entries: Entries::default() };
+        let Some(left) = left else {
+            return Ok((this, false));
+        };
+        this.entries = left;
+        this.undo()?;
+        Ok((this, true))
+    }
+
+    /// Notes a setting about to be changed.
+    ///
+    /// # Errors
+    /// [`JournalError`]: leave it unchanged.
+    pub fn add(&mut self, setting: Setting) -> Result<(), JournalError> {
+        self.entries.settings.push(setting);
+        self.write()
+    }
+
+    /// Notes an nftables table about to be made.
+    ///
+    /// # Errors
+    /// [`JournalError`]: do not make it.
+    pub fn add_table(&mut self, table: String) -> Result<(), JournalError> {
+        self.entries.tables.push(table);
+        self.write()
+    }
+
+    /// Everything was undone by its owner.
+    pub fn clear(self) {
+        self.remove();
+    }
+
+    fn undo(&mut self) -> Result<(), nat::NatError> {
+        for table in &self.entries.tables {
+            nat::remove(table)?;
+        }
+        let ours: Vec<Setting> =
+            self.entries.settings.drain(..).filter(|setting| forwarding::is_ours(&setting.path)).collect();
+        forwarding::restore(&ours);
+        self.entries = Entries::default();
+        self.remove();
+        Ok(())
+    }
+
+    fn write(&self) -> Result<(), JournalError> {
+        let failed = |error| JournalError { path: self.path.clone(), error };
+        let text = serde_json::to_vec(&self.entries).map_err(|error| failed(error.into()))?;
+        files::write_private(&self.path, &text).map_err(failed)
+    }
+
+    fn remove(&self) {
+        if let Err(error) = fs::remove_file(&self.path)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(path = %self.path.display(), %error, "the journal stays and will be undone again");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_torn_journal_is_passed_over() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("journal.json"), "{\"tables\":[").unwrap();
+        let (_, undone) = Journal::open(folder.path()).unwrap();
+        assert!(!undone);
+    }
+
+    #[test]
+    fn nothing_outside_the_kernels_switches_is_ever_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let victim = folder.path().join("victim");
+        fs::write(&victim, "kept").unwrap();
+        let (mut journal, _) = Journal::open(folder.path()).unwrap();
+        journal.add(Setting { path: victim.clone(), was: "lost".into() }).unwrap();
+        let (_, undone) = Journal::open(folder.path()).unwrap();
+        assert!(undone);
+        assert_eq!(fs::read_to_string(victim).unwrap(), "kept");
+        assert!(!folder.path().join("journal.json").exists());
+    }
+}

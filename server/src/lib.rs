@@ -1,0 +1,24 @@
+//! The Culvert gateway, as a library so that tests reach its parts; `main.rs` is the program.
+//!
+//! Find your way: `config` is what the operator chose; `gateway` starts everything and stops it
+//! in reverse; `admit` judges who may connect, by the `registry`; `nat` and `interface` change
+//! the system and undo it; `admin` holds the commands.
+
+pub mod addresses;
+pub mod admin;
+pub mod admit;
+pub mod config;
+pub mod control_socket;
+pub mod conversation;
+pub mod files;
+pub mod forwarding;
+pub mod gateway;
+pub mod interface;
+pub mod journal;
+pub mod log;
+pub mod nat;
+pub mod registry;
+pub mod sessions;
+pub mod settings;
+pub mod state;
+pub mod times;

@@ -1,0 +1,249 @@
+//! Who may connect: users, their devices, and invitations for new ones.
+//!
+//! The registry is the authority (architecture section 5): a valid certificate whose device is
+//! not here is refused. [`Registry`] is narrow so that another store can stand behind it; no type
+//! of a database crate crosses it. Each call is one transaction: after a crash it has happened
+//! wholly or not at all.
+
+pub mod sqlite;
+
+use std::future::Future;
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use time::OffsetDateTime;
+
+use culvert_tunnel::filter::Lease;
+
+use crate::addresses::{Pool, PoolFull};
+
+/// A store of users, devices and invitations.
+pub trait Registry: Clone + Send + Sync + 'static {
+    /// One value that belongs to the gateway as a whole.
+    fn meta(&self, name: Meta) -> impl Future<Output = Result<Option<String>, RegistryError>> + Send;
+
+    /// Keeps a new invitation; its user comes into being when it is the first.
+    fn add_invitation(
+        &self,
+        invitation: &Invitation,
+        actor: &str,
+    ) -> impl Future<Output = Result<(), RegistryError>> + Send;
+
+    /// The invitation with this id; `None` when this gateway never issued it.
+    fn invitation(&self, id: &[u8]) -> impl Future<Output = Result<Option<Invitation>, RegistryError>> + Send;
+
+    /// Withdraws an invitation. False when there is nothing to withdraw: unknown, or withdrawn
+    /// before.
+    fn cancel_invitation(
+        &self,
+        id: &[u8],
+        now: OffsetDateTime,
+        actor: &str,
+    ) -> impl Future<Output = Result<bool, RegistryError>> + Send;
+
+    /// Turns one use of an invitation into a device with an address of its own: judges the
+    /// invitation again, counts the use, picks the address and adds the device, or none of it.
+    fn enrol(&self, enrolment: &Enrolment<'_>) -> impl Future<Output = Result<Device, EnrolError>> + Send;
+
+    /// The device whose public key has this SHA-256 (of the DER SubjectPublicKeyInfo).
+    fn device_by_key(
+        &self,
+        spki_sha256: &[u8; 32],
+    ) -> impl Future<Output = Result<Option<Device>, RegistryError>> + Send;
+
+    /// Every device, in the order of their users' and their own names.
+    fn devices(&self) -> impl Future<Output = Result<Vec<Device>, RegistryError>> + Send;
+
+    /// Notes that a device was here.
+    fn saw(&self, device: &str, now: OffsetDateTime) -> impl Future<Output = Result<(), RegistryError>> + Send;
+}
+
+/// Facts about the gateway that the registry keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Meta {
+    /// Random name of this gateway, made once.
+    GatewayId,
+    /// The endpoint that `init` was given or found.
+    Endpoint,
+    /// The inner IPv4 network that `init` chose.
+    Ipv4,
+    /// The inner IPv6 network that `init` chose.
+    Ipv6,
+}
+
+impl Meta {
+    /// Its name in the store.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::GatewayId => "gateway_id",
+            Self::Endpoint => "endpoint",
+            Self::Ipv4 => "network_ipv4",
+            Self::Ipv6 => "network_ipv6",
+        }
+    }
+}
+
+/// Leave to enrol devices for one user.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Invitation {
+    /// Random, from the invitation itself.
+    pub id: Vec<u8>,
+    /// What the client's proof is checked with.
+    pub key: Vec<u8>,
+    /// For whom.
+    pub user: String,
+    /// How many devices it is good for.
+    pub uses_allowed: u32,
+    /// How many it has made.
+    pub uses: u32,
+    /// When it was made.
+    pub created: OffsetDateTime,
+    /// When it ends.
+    pub expires: OffsetDateTime,
+    /// When an administrator withdrew it.
+    pub cancelled_at: Option<OffsetDateTime>,
+    /// When it last made a device, and what that is called.
+    pub last_use: Option<(OffsetDateTime, String)>,
+}
+
+impl Invitation {
+    /// May it enrol a device now?
+    ///
+    /// # Errors
+    /// The [`EnrolError`] that says why not.
+    pub fn judge(&self, now: OffsetDateTime) -> Result<(), EnrolError> {
+        if self.cancelled_at.is_some() {
+            Err(EnrolError::Cancelled)
+        } else if self.uses >= self.uses_allowed {
+            let (at, device) = self.last_use.clone().unwrap_or((self.created, String::new()));
+            Err(EnrolError::Used { at, device })
+        } else if now >= self.expires {
+            Err(EnrolError::Expired { at: self.expires })
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// A device that may connect, or might until it was revoked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// Random, also in its certificate.
+    pub id: String,
+    /// Whose it is.
+    pub user: String,
+    /// What its owner calls it; unique for the user.
+    pub name: String,
+    /// SHA-256 of its DER SubjectPublicKeyInfo.
+    pub spki_sha256: [u8; 32],
+    /// Serial number of its certificate, hexadecimal.
+    pub serial: String,
+    /// End of its certificate.
+    pub not_after: OffsetDateTime,
+    /// Its address for life.
+    pub ipv4: Ipv4Addr,
+    /// Its IPv6 address when it was enrolled.
+    pub ipv6: Option<Ipv6Addr>,
+    /// When it was enrolled.
+    pub created: OffsetDateTime,
+    /// When it last opened or closed a session.
+    pub last_seen: Option<OffsetDateTime>,
+    /// When an administrator removed it.
+    pub revoked_at: Option<OffsetDateTime>,
+}
+
+/// A device about to be added.
+#[derive(Clone, Debug)]
+pub struct Enrolment<'a> {
+    /// The invitation whose secret the client has proved.
+    pub invitation: &'a [u8],
+    /// The new device's id.
+    pub device: &'a str,
+    /// What its owner calls it; a number is appended when the user has such a device.
+    pub name: &'a str,
+    /// SHA-256 of its DER SubjectPublicKeyInfo.
+    pub spki_sha256: [u8; 32],
+    /// Serial number of its certificate, hexadecimal.
+    pub serial: &'a str,
+    /// End of its certificate.
+    pub not_after: OffsetDateTime,
+    /// Where addresses come from.
+    pub pool: Pool,
+    /// Devices one user may have; `None` means any number.
+    pub devices_per_user: Option<u32>,
+    /// The present.
+    pub now: OffsetDateTime,
+}
+
+/// Why a device was not added. The invitation is as it was.
+#[derive(Debug, thiserror::Error)]
+pub enum EnrolError {
+    /// No such invitation.
+    #[error("this gateway did not issue the invitation")]
+    Foreign,
+    /// Past its end.
+    #[error("the invitation expired at {at}")]
+    Expired {
+        /// Its end.
+        at: OffsetDateTime,
+    },
+    /// Every use is used.
+    #[error("the invitation was used by {device:?} at {at}")]
+    Used {
+        /// When it made its last device.
+        at: OffsetDateTime,
+        /// What that device is called.
+        device: String,
+    },
+    /// Withdrawn.
+    #[error("the invitation was cancelled")]
+    Cancelled,
+    /// The user has enough devices.
+    #[error("the user already has {limit} devices, the most this gateway allows")]
+    Limit {
+        /// `limits.devices_per_user`.
+        limit: u32,
+    },
+    /// The key belongs to a device already.
+    #[error("a device with this key is already enrolled")]
+    KnownKey,
+    /// No address is left.
+    #[error(transparent)]
+    PoolFull(#[from] PoolFull),
+    /// The store failed.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+}
+
+/// Why the store failed. Whatever was asked has not happened.
+#[derive(Debug, thiserror::Error)]
+pub enum RegistryError {
+    /// No room for another page.
+    #[error("the disk that holds the registry is full; nothing was changed. Free some space and try again")]
+    DiskFull,
+    /// Somebody else held it for too long.
+    #[error("the registry is locked by another process; try again")]
+    Busy,
+    /// It is there, but it is not ours or it is broken.
+    #[error("the registry is damaged; restore it from a backup")]
+    Damaged,
+    /// A later version of this program has changed its shape.
+    #[error("the registry was written by a newer culvert-server; run that version")]
+    Newer,
+    /// It cannot be opened or written.
+    #[error("the registry cannot be opened or written; check that its files and their folder belong to you")]
+    Denied,
+    /// A value in it makes no sense.
+    #[error("the registry holds an impossible {0}")]
+    Impossible(&'static str),
+    /// Anything else.
+    #[error("the registry failed: {0}")]
+    Other(Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl Device {
+    /// Its addresses today: the IPv6 one follows the network. `None` when the network inside was
+    /// changed and does not hold the device's address any more.
+    pub fn lease(&self, pool: &Pool) -> Option<Lease> {
+        pool.lease_of(self.ipv4)
+    }
+}

@@ -1,0 +1,406 @@
+//! The gateway's loop: what the shards tell, whom the conversations admit, what administrators
+//! ask. One task owns the table of links; it never waits for a client.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use culvert_tunnel::close::{Close, Down};
+use culvert_tunnel::control::{self, FrameError, FromClient, FromServer, Hello};
+use culvert_tunnel::device::Device as Interface;
+use culvert_tunnel::filter::Lease;
+use culvert_tunnel::shard::mailbox::{Command, Established, Event, LinkId, Protocol, ShardHandle};
+use culvert_tunnel::stats::LinkStats;
+use futures_util::StreamExt;
+use futures_util::stream::{self, SelectAll};
+use time::OffsetDateTime;
+use tokio::sync::{Semaphore, mpsc};
+
+use crate::admit::{self, Rate};
+use crate::control_socket::{Asked, Request, Response, SessionInfo, ShardInfo, StatusInfo};
+use crate::conversation::{Admission, Conversation, FRAMES, Office, auth_failed};
+use crate::registry::{Device, Registry};
+use crate::times::rfc3339;
+
+/// Enrolments at once, apart from sessions: strangers cannot keep enrolled devices out.
+const ENROLMENTS: usize = 128;
+/// Connections that may be judged at once, enrolments among them.
+const CONVERSATIONS: usize = 1024;
+/// Notes on who was here that may wait for the disk; more are dropped.
+const NOTES: usize = 256;
+/// How long the shards may take to say goodbye.
+const FAREWELL: Duration = Duration::from_secs(3);
+
+/// Every link, and who holds it.
+#[derive(Debug)]
+pub struct Sessions<R, D: Interface> {
+    office: Arc<Office<R>>,
+    shards: Vec<ShardHandle<D>>,
+    links: HashMap<LinkId, Link>,
+    /// Device id → its open session.
+    devices: HashMap<String, LinkId>,
+    rate: Option<Rate>,
+    enrolments: Arc<Semaphore>,
+    admissions: (mpsc::Sender<Admission>, mpsc::Receiver<Admission>),
+    notes: mpsc::Sender<String>,
+    started: OffsetDateTime,
+}
+
+#[derive(Debug)]
+enum Link {
+    /// A conversation reads its frames.
+    Talking { frames: mpsc::Sender<Vec<u8>>, remote: SocketAddr },
+    /// It carries packets.
+    Open(Box<Session>),
+    /// We have closed it; the shard has not said so yet.
+    Closing,
+}
+
+#[derive(Debug)]
+struct Session {
+    device: Device,
+    lease: Lease,
+    hello: Hello,
+    remote: SocketAddr,
+    since: OffsetDateTime,
+}
+
+/// Why the loop ended by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LoopError {
+    /// Somebody removed the interface.
+    #[error("the tunnel's interface is gone (error {os_error}); somebody removed it")]
+    DeviceGone {
+        /// The OS error number.
+        os_error: i32,
+    },
+    /// A shard ended without being asked.
+    #[error("a packet thread has ended unexpectedly")]
+    ShardGone,
+}
+
+impl<R: Registry, D: Interface> Sessions<R, D> {
+    /// An empty table over running shards.
+    pub fn new(office: Arc<Office<R>>, shards: Vec<ShardHandle<D>>) -> Self {
+        let (notes, queue) = mpsc::channel(NOTES);
+        tokio::spawn(keep_notes(office.registry.clone(), queue));
+        let rate = office.config.handshakes_per_second.map(|limit| Rate::new(limit, Instant::now()));
+        Self {
+            office,
+            shards,
+            links: HashMap::new(),
+            devices: HashMap::new(),
+            rate,
+            enrolments: Arc::new(Semaphore::new(ENROLMENTS)),
+            admissions: mpsc::channel(CONVERSATIONS),
+            notes,
+            started: OffsetDateTime::now_utc(),
+        }
+    }
+
+    /// Serves until `stop` completes, then closes every session with [`Close::Shutdown`].
+    ///
+    /// # Errors
+    /// [`LoopError`] when it cannot go on; the shards have been stopped all the same.
+    pub async fn run(
+        mut self,
+        events: Vec<mpsc::Receiver<Event>>,
+        mut asked: mpsc::Receiver<Asked>,
+        stop: impl Future<Output = ()>,
+    ) -> Result<(), LoopError> {
+        let mut events: SelectAll<_> =
+            events.into_iter().map(|mut events| stream::poll_fn(move |context| events.poll_recv(context))).collect();
+        tokio::pin!(stop);
+        let outcome = loop {
+            tokio::select! {
+                () = &mut stop => break Ok(()),
+                event = events.next() => match event {
+                    Some(Event::DeviceGone { os_error }) => break Err(LoopError::DeviceGone { os_error }),
+                    Some(event) => self.on_event(event).await,
+                    None => break Err(LoopError::ShardGone),
+                },
+                Some(admission) = self.admissions.1.recv() => self.on_admission(admission).await,
+                Some((request, reply)) = asked.recv() => {
+                    let _ = reply.send(self.answer(request).await); // the asker may have gone
+                }
+            }
+        };
+        for shard in &self.shards {
+            let reason = "the gateway is stopping".to_owned();
+            let _ = shard.send(Command::Stop { code: Close::Shutdown, reason }).await; // may have ended
+        }
+        // The streams end with the shards' threads.
+        let farewell = async {
+            while let Some(event) = events.next().await {
+                if let Event::Closed { .. } = event {
+                    self.on_event(event).await;
+                }
+            }
+        };
+        if tokio::time::timeout(FAREWELL, farewell).await.is_err() {
+            tracing::warn!(event = "stop_slow", "a packet thread did not end in time");
+        }
+        outcome
+    }
+
+    async fn on_event(&mut self, event: Event) {
+        match event {
+            Event::Established(established) => self.on_established(established).await,
+            Event::Frame { link, payload } => self.on_frame(link, payload).await,
+            Event::Moved { link, remote } => {
+                if let Some(Link::Open(session)) = self.links.get_mut(&link) {
+                    tracing::info!(
+                        event = "path_changed",
+                        device = session.device.name,
+                        src = %remote.ip().to_canonical(),
+                        port = remote.port(),
+                    );
+                    session.remote = remote;
+                }
+            }
+            Event::Closed { link, down, remote, established, stats } => {
+                self.on_closed(link, &down, remote, established, &stats);
+            }
+            // A gateway sends no echoes, follows no MTU of its own, and `run` takes the last.
+            Event::Echo { .. } | Event::InnerMtu { .. } | Event::DeviceGone { .. } => {}
+        }
+    }
+
+    async fn on_established(&mut self, established: Established) {
+        let link = established.link;
+        let talking = self.links.values().filter(|link| matches!(link, Link::Talking { .. })).count();
+        let too_fast = self.rate.as_mut().is_some_and(|rate| !rate.pass(Instant::now()));
+        if too_fast || talking >= CONVERSATIONS {
+            return self.close(link, Close::Wait, "too many connections at once; come back in a moment").await;
+        }
+        let Some(shard) = self.shard(link).cloned() else { return };
+        let (frames, queue) = mpsc::channel(FRAMES);
+        let remote = established.remote;
+        let protocol = established.protocol;
+        let conversation = Conversation { office: Arc::clone(&self.office), shard, established, frames: queue };
+        match protocol {
+            Protocol::Session => {
+                let admissions = self.admissions.0.clone();
+                tokio::spawn(async move {
+                    if let Some(admission) = conversation.judge_session().await {
+                        let _ = admissions.send(admission).await; // the loop may have ended
+                    }
+                });
+            }
+            Protocol::Enrolment => {
+                let Ok(permit) = Arc::clone(&self.enrolments).try_acquire_owned() else {
+                    return self.close(link, Close::Wait, "too many enrolments at once; come back in a moment").await;
+                };
+                tokio::spawn(async move {
+                    let _permit = permit;
+                    conversation.enrol().await;
+                });
+            }
+        }
+        self.links.insert(link, Link::Talking { frames, remote });
+    }
+
+    async fn on_frame(&mut self, link: LinkId, payload: Vec<u8>) {
+        match self.links.get(&link) {
+            Some(Link::Talking { frames, .. }) => {
+                if let Err(mpsc::error::TrySendError::Full(_)) = frames.try_send(payload) {
+                    self.close(link, Close::Unexpected, "too many messages before the session is open").await;
+                }
+            }
+            Some(Link::Open(_)) => self.on_message(link, control::decode(&payload)).await,
+            Some(Link::Closing) | None => {}
+        }
+    }
+
+    /// A message in an open session.
+    async fn on_message(&mut self, link: LinkId, message: Result<FromClient, FrameError>) {
+        match message {
+            Ok(FromClient::Path { mtu_bytes }) => tracing::debug!(?link, mtu_bytes, "the client's inner MTU"),
+            Ok(FromClient::Goodbye) => self.close(link, Close::Goodbye, "").await,
+            Ok(FromClient::Renew { .. }) => {
+                self.send(link, &FromServer::Unsupported { what: "renew".into() }).await;
+            }
+            Ok(FromClient::Hello(_) | FromClient::ChallengeAnswer { .. }) => {
+                self.close(link, Close::Unexpected, "this message does not belong here").await;
+            }
+            Err(FrameError::Unknown(what)) => self.send(link, &FromServer::Unsupported { what }).await,
+            Err(error) => {
+                let code = error.close().unwrap_or(Close::Malformed);
+                self.close(link, code, &error.to_string()).await;
+            }
+        }
+    }
+
+    async fn on_admission(&mut self, Admission { link, device, lease, hello }: Admission) {
+        // It may have closed while it was judged.
+        let Some(Link::Talking { remote, .. }) = self.links.get(&link) else { return };
+        let remote = *remote;
+        if let Some(older) = self.devices.insert(device.id.clone(), link) {
+            self.replace(older).await;
+        }
+        let Some(shard) = self.shard(link).cloned() else { return };
+        if shard.send(Command::Admit { link, lease }).await.is_err() {
+            return; // the shard has ended, and `run` will see it
+        }
+        let seen_as = SocketAddr::new(remote.ip().to_canonical(), remote.port());
+        let Office { config, settings, .. } = &*self.office;
+        let welcome = admit::welcome(settings, &config.push, config.rechallenge, &device, lease, seen_as);
+        self.send(link, &FromServer::Welcome(welcome)).await;
+        tracing::info!(
+            event = "session_open",
+            src = %seen_as.ip(),
+            port = seen_as.port(),
+            user = device.user,
+            device = device.name,
+            device_id = device.id,
+            ipv4 = %lease.ipv4,
+            client = crate::log::peer_text(&hello.client),
+        );
+        self.note(&device);
+        let session = Session { device, lease, hello, remote, since: OffsetDateTime::now_utc() };
+        self.links.insert(link, Link::Open(Box::new(session)));
+    }
+
+    /// The same device opened a newer session.
+    async fn replace(&mut self, older: LinkId) {
+        let Some(shard) = self.shard(older).cloned() else { return };
+        let reason = "the same device opened a newer session".to_owned();
+        let _ = shard.send(Command::Close { link: older, code: Close::Replaced, reason }).await; // see `run`
+    }
+
+    fn on_closed(&mut self, link: LinkId, down: &Down, remote: SocketAddr, established: bool, stats: &LinkStats) {
+        match self.links.remove(&link) {
+            Some(Link::Open(session)) => {
+                let Session { device, since, .. } = *session;
+                if self.devices.get(&device.id) == Some(&link) {
+                    self.devices.remove(&device.id);
+                }
+                self.note(&device);
+                tracing::info!(
+                    event = "session_close",
+                    src = %remote.ip().to_canonical(),
+                    port = remote.port(),
+                    user = device.user,
+                    device = device.name,
+                    device_id = device.id,
+                    reason = down.word(),
+                    seconds = (OffsetDateTime::now_utc() - since).whole_seconds(),
+                    received_bytes = stats.received.bytes,
+                    sent_bytes = stats.sent.bytes,
+                );
+            }
+            Some(Link::Talking { .. } | Link::Closing) => {}
+            None if !established && is_validated_refusal(down) => auth_failed(remote, down.word(), ""),
+            None => tracing::debug!(%remote, reason = down.word(), "no handshake"),
+        }
+    }
+
+    async fn answer(&self, request: Request) -> Response {
+        let mut shards = Vec::new();
+        let mut stats = HashMap::new();
+        for shard in &self.shards {
+            if let Ok(inspection) = shard.inspect().await {
+                shards.push(ShardInfo::from(&inspection.shard));
+                stats.extend(inspection.links);
+            }
+        }
+        let open = self.links.iter().filter_map(|(link, state)| match state {
+            Link::Open(session) => Some((link, session)),
+            _ => None,
+        });
+        match request {
+            Request::Sessions => {
+                let mut sessions: Vec<SessionInfo> =
+                    open.map(|(link, session)| session.info(stats.get(link))).collect();
+                sessions.sort_by(|a, b| (&a.user, &a.device).cmp(&(&b.user, &b.device)));
+                Response::Sessions { sessions }
+            }
+            Request::Status => {
+                let Office { config, settings, .. } = &*self.office;
+                let sessions = open.count();
+                let pool = settings.pool;
+                Response::Status(Box::new(StatusInfo {
+                    version: env!("CARGO_PKG_VERSION").into(),
+                    since: rfc3339(self.started),
+                    endpoints: settings.endpoints(),
+                    listen: config.listen.to_string(),
+                    device: config.device.clone(),
+                    networks: std::iter::once(pool.ipv4().to_string())
+                        .chain(pool.ipv6().map(|network| network.to_string()))
+                        .collect(),
+                    sessions,
+                    pending: self.links.values().filter(|link| matches!(link, Link::Talking { .. })).count(),
+                    shards,
+                }))
+            }
+        }
+    }
+
+    fn shard(&self, link: LinkId) -> Option<&ShardHandle<D>> {
+        self.shards.get(usize::from(link.shard))
+    }
+
+    /// A failed send means that the shard has ended; `run` sees that.
+    async fn send(&self, link: LinkId, message: &FromServer) {
+        if let (Some(shard), Ok(frame)) = (self.shard(link), control::encode(message)) {
+            let _ = shard.send(Command::Send { link, frame }).await;
+        }
+    }
+
+    /// Closes a link. An open session stays in the table until the shard confirms its end.
+    async fn close(&mut self, link: LinkId, code: Close, reason: &str) {
+        if !matches!(self.links.get(&link), Some(Link::Open(_))) {
+            self.links.insert(link, Link::Closing);
+        }
+        if let Some(shard) = self.shard(link) {
+            let _ = shard.send(Command::Close { link, code, reason: reason.to_owned() }).await;
+        }
+    }
+
+    /// Notes that the device was here. Nothing hangs on it, so a slow disk may lose it.
+    fn note(&self, device: &Device) {
+        let _ = self.notes.try_send(device.id.clone());
+    }
+}
+
+impl Session {
+    fn info(&self, stats: Option<&LinkStats>) -> SessionInfo {
+        let none = LinkStats::default();
+        let stats = stats.unwrap_or(&none);
+        SessionInfo {
+            device_id: self.device.id.clone(),
+            device: self.device.name.clone(),
+            user: self.device.user.clone(),
+            remote: SocketAddr::new(self.remote.ip().to_canonical(), self.remote.port()).to_string(),
+            ipv4: self.lease.ipv4.to_string(),
+            ipv6: self.lease.ipv6.map(|ipv6| ipv6.to_string()),
+            since: rfc3339(self.since),
+            client: crate::log::peer_text(&self.hello.client),
+            platform: crate::log::peer_text(&self.hello.platform),
+            received_bytes: stats.received.bytes,
+            received_packets: stats.received.packets,
+            sent_bytes: stats.sent.bytes,
+            sent_packets: stats.sent.packets,
+            dropped_packets: stats.dropped_in.total() + stats.dropped_out.total(),
+            rtt_seconds: stats.rtt.as_secs_f64(),
+            mtu_bytes: stats.inner_mtu_bytes,
+        }
+    }
+}
+
+/// True when we refused the peer's certificate: that came in packets which only somebody who
+/// reads ours can send (RFC 9000 section 8.1), so the address is not forged.
+fn is_validated_refusal(down: &Down) -> bool {
+    /// certificate_required, and bad_certificate to unknown_ca (RFC 8446 section 6.2).
+    const CERTIFICATE: [u8; 7] = [42, 43, 44, 45, 46, 48, 116];
+    matches!(down, Down::Tls { alert, local: true } if CERTIFICATE.contains(alert))
+}
+
+async fn keep_notes(registry: impl Registry, mut notes: mpsc::Receiver<String>) {
+    while let Some(device) = notes.recv().await {
+        if let Err(error) = registry.saw(&device, OffsetDateTime::now_utc()).await {
+            tracing::warn!(event = "registry_failed", %error);
+        }
+    }
+}

@@ -1,0 +1,303 @@
+//! The state directory: keys, certificates and the registry, made once by `init`.
+//!
+//! ```text
+//! DIR/.lock            held by the running gateway, and by init
+//! DIR/journal.json     what to undo on this host (see `journal`)
+//! DIR/gateway/         appears in one rename, so it is whole or not there; 0700
+//!     ca.pem ca.key    the private CA
+//!     leaf.pem         the gateway's own certificate and key, replaced in one rename
+//!     registry.sqlite
+//! ```
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io;
+use std::net::IpAddr;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use culvert_tunnel::identity::{Authority, Credential, IdentityError};
+use rustix::fs::{FlockOperation, flock};
+use x509_parser::extensions::GeneralName;
+use x509_parser::parse_x509_certificate;
+
+use crate::files;
+use crate::registry::sqlite::SqliteRegistry;
+use crate::registry::{Meta, RegistryError};
+
+/// A state directory, initialised or not.
+#[derive(Clone, Debug)]
+pub struct StateDir {
+    root: PathBuf,
+}
+
+/// Nobody else changes this state directory until it is dropped.
+#[derive(Debug)]
+pub struct StateLock {
+    _file: File,
+}
+
+/// Why the state cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// `init` was never run here.
+    #[error("there is no gateway in {}; run culvert-server init", .0.display())]
+    NotInitialised(PathBuf),
+    /// A running gateway or an `init` has it.
+    #[error("another culvert-server uses {}; stop it, or choose another state directory", .0.display())]
+    Locked(PathBuf),
+    /// It cannot be read or written.
+    #[error("cannot use {}: {error}", .path.display())]
+    Io {
+        /// Which file or folder.
+        path: PathBuf,
+        /// What the OS says.
+        error: io::Error,
+    },
+    /// A key or certificate is unusable.
+    #[error("{}: {error}", .path.display())]
+    Identity {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        error: IdentityError,
+    },
+    /// The registry is unusable.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+}
+
+impl StateDir {
+    /// The directory `[state] dir`.
+    pub fn new(root: &Path) -> Self {
+        Self { root: root.to_owned() }
+    }
+
+    /// The directory itself.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    fn gateway(&self) -> PathBuf {
+        self.root.join("gateway")
+    }
+
+    /// True when `init` has completed here.
+    pub fn is_initialised(&self) -> bool {
+        self.gateway().is_dir()
+    }
+
+    /// Takes the directory for this process, without waiting. Makes it when it is not there.
+    ///
+    /// # Errors
+    /// [`StateError::Locked`], or [`StateError::Io`].
+    pub fn lock(&self) -> Result<StateLock, StateError> {
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.root).map_err(self.io(&self.root))?;
+        let path = self.root.join(".lock");
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(self.io(&path))?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(StateLock { _file: file }),
+            Err(rustix::io::Errno::WOULDBLOCK) => Err(StateError::Locked(self.root.clone())),
+            Err(error) => Err(self.io(&path)(error.into())),
+        }
+    }
+
+    /// Makes CA, leaf and registry in one step: afterwards all of them are on disk, or none.
+    ///
+    /// # Errors
+    /// [`StateError`]; the directory is as it was then.
+    pub async fn create(
+        &self,
+        lock: &StateLock,
+        display_name: &str,
+        leaf_names: &[String],
+        facts: &[(Meta, String)],
+    ) -> Result<(), StateError> {
+        self.remove_unfinished(lock);
+        let unfinished = self.root.join(UNFINISHED);
+        let made = self.fill(&unfinished, display_name, leaf_names, facts).await;
+        let made = made.and_then(|()| {
+            files::sync_folder(&unfinished.join("x")).map_err(self.io(&unfinished))?;
+            fs::rename(&unfinished, self.gateway()).map_err(self.io(&self.gateway()))?;
+            files::sync_folder(&self.gateway()).map_err(self.io(&self.root))
+        });
+        if made.is_err() {
+            self.remove_unfinished(lock);
+        }
+        made
+    }
+
+    async fn fill(
+        &self,
+        folder: &Path,
+        display_name: &str,
+        leaf_names: &[String],
+        facts: &[(Meta, String)],
+    ) -> Result<(), StateError> {
+        DirBuilder::new().mode(0o700).create(folder).map_err(self.io(folder))?;
+        let path = folder.join("ca.pem");
+        let wrong = |error| StateError::Identity { path: path.clone(), error };
+        let now = SystemTime::now();
+        let authority = Authority::create(display_name, now).map_err(wrong)?;
+        let leaf = authority.issue_server(leaf_names, now).map_err(wrong)?;
+        let write = |name: &str, text: &str| {
+            let path = folder.join(name);
+            files::write_new(&path, text.as_bytes(), 0o600).map_err(self.io(&path))
+        };
+        write("ca.pem", &authority.certificate_pem())?;
+        write("ca.key", authority.key_pem().expose())?;
+        write("leaf.pem", &leaf_text(&leaf))?;
+        SqliteRegistry::create(&folder.join("registry.sqlite"), facts).await?.close().await;
+        Ok(())
+    }
+
+    /// What an interrupted `init` left was never in use.
+    fn remove_unfinished(&self, _lock: &StateLock) {
+        let _ = fs::remove_dir_all(self.root.join(UNFINISHED)); // usually not there
+    }
+
+    /// Opens the registry.
+    ///
+    /// # Errors
+    /// [`StateError::NotInitialised`], or what the registry says.
+    pub async fn registry(&self) -> Result<SqliteRegistry, StateError> {
+        self.check_initialised()?;
+        Ok(SqliteRegistry::open(&self.gateway().join("registry.sqlite")).await?)
+    }
+
+    /// Reads the CA with its key.
+    ///
+    /// # Errors
+    /// [`StateError`] when it is not there or unusable.
+    pub fn authority(&self) -> Result<Authority, StateError> {
+        self.check_initialised()?;
+        let path = self.gateway().join("ca.pem");
+        let certificate = self.read(&path)?;
+        let key = self.read(&self.gateway().join("ca.key"))?;
+        Authority::load(&certificate, &key).map_err(|error| StateError::Identity { path, error })
+    }
+
+    /// The gateway's certificate and key. Issues new ones when the old are not for exactly these
+    /// names, or past two thirds of their life.
+    ///
+    /// # Errors
+    /// [`StateError`] when neither the old nor new ones can be had.
+    pub fn leaf(&self, authority: &Authority, names: &[String], now: SystemTime) -> Result<Credential, StateError> {
+        let path = self.gateway().join("leaf.pem");
+        if let Ok(text) = self.read(&path)
+            && let Ok(leaf) = Credential::from_pem(&text, &text)
+            && leaf.renew_at().is_ok_and(|due| now < due)
+            && leaf_names(&leaf) == sorted(names)
+        {
+            return Ok(leaf);
+        }
+        let wrong = |error| StateError::Identity { path: path.clone(), error };
+        let leaf = authority.issue_server(names, now).map_err(wrong)?;
+        files::write_private(&path, leaf_text(&leaf).as_bytes()).map_err(self.io(&path))?;
+        tracing::info!(event = "leaf_issued", names = names.join(" "), "a new certificate for this gateway");
+        Ok(leaf)
+    }
+
+    fn check_initialised(&self) -> Result<(), StateError> {
+        match fs::metadata(self.gateway()) {
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(StateError::NotInitialised(self.root.clone())),
+            Err(error) => Err(self.io(&self.gateway())(error)),
+        }
+    }
+
+    fn read(&self, path: &Path) -> Result<String, StateError> {
+        fs::read_to_string(path).map_err(self.io(path))
+    }
+
+    #[expect(clippy::unused_self, reason = "reads like the other methods where it is used")]
+    fn io(&self, path: &Path) -> impl Fn(io::Error) -> StateError + use<> {
+        let path = path.to_owned();
+        move |error| StateError::Io { path: path.clone(), error }
+    }
+}
+
+const UNFINISHED: &str = ".init-unfinished";
+
+fn leaf_text(leaf: &Credential) -> String {
+    format!("{}{}", leaf.key_pem().expose(), leaf.chain_pem())
+}
+
+/// The names in a leaf, in a canonical order; empty when it cannot be read.
+fn leaf_names(leaf: &Credential) -> Vec<String> {
+    let Some(der) = leaf.chain().first() else { return Vec::new() };
+    let Ok((_, certificate)) = parse_x509_certificate(der) else { return Vec::new() };
+    let Ok(Some(names)) = certificate.subject_alternative_name() else { return Vec::new() };
+    let text = |name: &GeneralName<'_>| match name {
+        GeneralName::DNSName(host) => Some((*host).to_owned()),
+        GeneralName::IPAddress(bytes) => match bytes.len() {
+            4 => <[u8; 4]>::try_from(*bytes).ok().map(|bytes| IpAddr::from(bytes).to_string()),
+            _ => <[u8; 16]>::try_from(*bytes).ok().map(|bytes| IpAddr::from(bytes).to_string()),
+        },
+        _ => None,
+    };
+    sorted(&names.value.general_names.iter().filter_map(text).collect::<Vec<_>>())
+}
+
+fn sorted(names: &[String]) -> Vec<String> {
+    let mut names = names.to_vec();
+    names.sort();
+    names.dedup();
+    names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+    use std::time::Duration;
+
+    #[tokio::test]
+    async fn everything_is_made_at_once_and_private() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::new(&folder.path().join("deep/state"));
+        assert!(matches!(state.authority(), Err(StateError::NotInitialised(_))));
+        let lock = state.lock().unwrap();
+        assert!(matches!(state.lock(), Err(StateError::Locked(_))));
+        fs::create_dir(state.root().join(UNFINISHED)).unwrap(); // an earlier init was interrupted
+        state.create(&lock, "vpn.example.org", &names(&["vpn.example.org"]), &[]).await.unwrap();
+        assert!(state.is_initialised());
+        state.registry().await.unwrap().close().await;
+        for entry in fs::read_dir(state.gateway()).unwrap() {
+            let entry = entry.unwrap();
+            assert_eq!(entry.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{:?}", entry.path());
+        }
+        for folder in [state.root(), &state.gateway()] {
+            assert_eq!(fs::metadata(folder).unwrap().permissions().mode() & 0o777, 0o700, "{folder:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_leaf_follows_the_names_and_its_age() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::new(folder.path());
+        let lock = state.lock().unwrap();
+        let both = names(&["vpn.example.org", "203.0.113.7", "2001:db8::1"]);
+        state.create(&lock, "vpn.example.org", &both, &[]).await.unwrap();
+        let authority = state.authority().unwrap();
+        let now = SystemTime::now();
+        let pin = |names: &[String], now| state.leaf(&authority, names, now).unwrap().key().pin();
+        let first = pin(&both, now);
+        assert_eq!(pin(&names(&["2001:db8::1", "vpn.example.org", "203.0.113.7"]), now), first);
+        let other = pin(&names(&["new.example.org"]), now);
+        assert_ne!(other, first);
+        assert_eq!(pin(&names(&["new.example.org"]), now), other, "kept on disk");
+        let late = now + Duration::from_secs(250 * 86_400);
+        assert_ne!(pin(&names(&["new.example.org"]), late), other, "past two thirds of a year");
+    }
+
+    fn names(names: &[&str]) -> Vec<String> {
+        names.iter().map(|name| (*name).to_owned()).collect()
+    }
+}

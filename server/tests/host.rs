@@ -1,0 +1,123 @@
+//! What the gateway changes on its host, in a network namespace of the test's own: nftables,
+//! sysctls, addresses. Each test runs again as a child inside `unshare`.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests; clippy.toml covers test functions only")]
+
+mod namespace;
+
+use culvert_server::addresses::Pool;
+use culvert_server::forwarding::Forwarding;
+use culvert_server::interface::{Netlink, check_overlap};
+use culvert_server::journal::Journal;
+use culvert_server::nat::{self, Nat};
+use futures_util::TryStreamExt;
+use namespace::in_a_namespace;
+use nftables::helper::{DEFAULT_NFT, get_current_ruleset_with_args};
+use nftables::schema::{NfListObject, NfObject};
+use rtnetlink::LinkVeth;
+use rtnetlink::packet_route::link::LinkAttribute;
+
+#[test]
+fn the_table_is_replaced_as_a_whole_and_gone_with_its_owner() {
+    in_a_namespace("the_table_is_replaced_as_a_whole_and_gone_with_its_owner", || {
+        let pool = pool();
+        let first = Nat::apply("culv-0", &pool, true).unwrap();
+        let rules = rules("culvert_culv-0");
+        assert_eq!(rules, 8, "isolation, 2 sources, forged, answers, rest, 2 masquerades");
+        let again = Nat::apply("culv-0", &pool, true).unwrap();
+        assert_eq!(self::rules("culvert_culv-0"), rules, "a second start adds nothing");
+        let open = Nat::apply("culv-0", &pool, false).unwrap();
+        assert_eq!(self::rules("culvert_culv-0"), rules - 1, "without isolation");
+
+        let neighbour = Nat::apply("culv-1", &pool, true).unwrap();
+        assert!(nat::other_gateways("culvert_culv-0").unwrap());
+        drop((first, again, open));
+        assert_eq!(tables(), ["culvert_culv-1"]);
+        assert!(!nat::other_gateways("culvert_culv-1").unwrap());
+        drop(neighbour);
+        assert!(tables().is_empty());
+        nat::remove("culvert_culv-0").expect("removing what is gone is fine");
+    });
+}
+
+#[test]
+fn forwarding_is_turned_on_and_put_back_also_after_a_crash() {
+    in_a_namespace("forwarding_is_turned_on_and_put_back_also_after_a_crash", || {
+        let folder = tempfile::tempdir().unwrap();
+        let before = forwarding();
+        assert_eq!(before, ("0".into(), "0".into()), "a new namespace does not forward");
+        let (mut journal, undone) = Journal::open(folder.path()).unwrap();
+        assert!(!undone);
+        let guard = Forwarding::enable(true, &mut journal).unwrap();
+        assert_eq!(forwarding(), ("1".into(), "1".into()));
+        drop(guard);
+        assert_eq!(forwarding(), before);
+        journal.clear();
+
+        // A crash: nothing is dropped, the journal stays.
+        let (mut journal, _) = Journal::open(folder.path()).unwrap();
+        journal.add_table("culvert_culv0".into()).unwrap();
+        let table = Nat::apply("culv0", &pool(), true).unwrap();
+        Forwarding::enable(true, &mut journal).unwrap().keep();
+        #[expect(clippy::mem_forget, reason = "a crash runs no destructor")]
+        std::mem::forget(table);
+        drop(journal);
+        assert_eq!(tables(), ["culvert_culv0"]);
+
+        let (_, undone) = Journal::open(folder.path()).unwrap();
+        assert!(undone);
+        assert!(tables().is_empty());
+        assert_eq!(forwarding(), before);
+    });
+}
+
+#[test]
+fn the_interface_gets_both_addresses_and_an_overlap_is_seen() {
+    in_a_namespace("the_interface_gets_both_addresses_and_an_overlap_is_seen", || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (connection, handle, _) = rtnetlink::new_connection().unwrap();
+            tokio::spawn(connection);
+            handle.link().add(LinkVeth::new("culv0", "peer0").build()).execute().await.unwrap();
+
+            let netlink = Netlink::open().unwrap();
+            assert_eq!(check_overlap(&pool(), &netlink.local_networks().await.unwrap()), Ok(()));
+            netlink.bring_up("culv0", &pool(), 1500).await.unwrap();
+            netlink.bring_up("culv0", &pool(), 1400).await.expect("a second time changes nothing");
+
+            let locals = netlink.local_networks().await.unwrap();
+            let overlap = check_overlap(&pool(), &locals).unwrap_err();
+            assert_eq!((overlap.with.interface.as_str(), overlap.key), ("culv0", "network.ipv4"));
+            let networks: Vec<String> = locals.iter().map(|local| local.network.to_string()).collect();
+            assert!(networks.contains(&"fd4e:9a1c::/64".to_owned()), "{networks:?}");
+            let missing = netlink.bring_up("nosuch0", &pool(), 1500).await.unwrap_err();
+            assert_eq!(missing.to_string(), "there is no interface nosuch0");
+
+            let link = handle.link().get().match_name("culv0").execute().try_next().await.unwrap().unwrap();
+            assert!(link.attributes.contains(&LinkAttribute::Mtu(1400)), "{:?}", link.attributes);
+        });
+    });
+}
+
+fn pool() -> Pool {
+    Pool::new("100.77.3.0/24".parse().unwrap(), Some("fd4e:9a1c::/64".parse().unwrap()))
+}
+
+fn forwarding() -> (String, String) {
+    let read = |path| std::fs::read_to_string(path).unwrap().trim().to_owned();
+    (read("/proc/sys/net/ipv4/ip_forward"), read("/proc/sys/net/ipv6/conf/all/forwarding"))
+}
+
+fn tables() -> Vec<String> {
+    let listed = get_current_ruleset_with_args(DEFAULT_NFT, ["list", "tables"]).unwrap();
+    let table = |object: &NfObject<'_>| match object {
+        NfObject::ListObject(NfListObject::Table(table)) => Some(table.name.to_string()),
+        _ => None,
+    };
+    listed.objects.iter().filter_map(table).collect()
+}
+
+fn rules(table: &str) -> usize {
+    let listed = get_current_ruleset_with_args(DEFAULT_NFT, ["list", "table", "inet", table]).unwrap();
+    listed.objects.iter().filter(|object| matches!(object, NfObject::ListObject(NfListObject::Rule(_)))).count()
+}
