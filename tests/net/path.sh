@@ -38,8 +38,8 @@ fits() {
 # follows BYTES: an end finds out when large packets of its own are lost, so some are sent, each way.
 follows() {
   local most=$(($1 - 28 > 1280 ? $1 - 28 : 1280)) gateway
-  net_in "$NET_CLIENT" ping -q -n -i 0.05 -c 60 -M "do" -s 1352 $INTERNET_IP4 >/dev/null 2>&1
-  net_in "$NET_GATEWAY" ping -q -n -i 0.05 -c 60 -M "do" -s 1352 "$peer" >/dev/null 2>&1
+  net_in "$NET_CLIENT" ping -q -n -i 0.05 -w 3 -M "do" -s 1352 $INTERNET_IP4 >/dev/null 2>&1
+  net_in "$NET_GATEWAY" ping -q -n -i 0.05 -w 3 -M "do" -s 1352 "$peer" >/dev/null 2>&1
   within "$1: status follows" 1280 $most "$(mtu)"
   gateway=$(sessions '.sessions[].mtu_bytes')
   within "$1: so does the gateway's list of sessions" 1280 $most "$gateway"
