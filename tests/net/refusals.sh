@@ -322,6 +322,7 @@ refused "the sixth of five addresses" E305 "$CODE" "no free address"
 check "the sixth of five addresses: refused" yes "$([ $CODE -ne 0 ] && echo yes)"
 check "the sixth of five addresses: the profiles are unchanged" none "$(changes "$NET_DIR/profiles.txt" profiles)"
 check "and the gateway logs why" pool_full "$(logged enrol_failed .reason)"
+check "and who it was, as the client said it" device-6 "$(logged enrol_failed .name)"
 check "nobody lost an address" "100.77.3.2 100.77.3.3 100.77.3.4 100.77.3.5 100.77.3.6" \
   "$(server devices list --json | jq -r '[.devices[].ipv4] | sort | join(" ")')"
 check "and the session that was open still is" 3 "$(pings "$NET_CLIENT" $INTERNET_IP4)"

@@ -27,6 +27,7 @@ client_state >"$NET_DIR/client-before.txt"
 gateway_init || die "init failed"
 gateway_start
 helper_start
+check "a running gateway changes what the comparison looks at" yes "$([ "$(changes "$NET_DIR/gateway-before.txt" gateway_state)" != none ] && echo yes)"
 
 # --- before there is anything ---
 
@@ -113,6 +114,7 @@ run timeout 20 env CULVERT_SOCKET="$NET_DIR/helper.sock" ip netns exec "$NET_CLI
 check "connect to a silent gateway: exit code" 6 $CODE
 match "connect to a silent gateway: says why" "^error: .*$GATEWAY_IP4:443.* hint: .*\[E104\]$" "$ERR"
 check "connect to a silent gateway: within 10 s" yes "$([ $((SECONDS - began)) -le 10 ] && echo yes || echo "$((SECONDS - began)) s")"
+check "the helper's log has colours only on a terminal" 0 "$(grep -c $'\e' "$NET_DIR/helper.log")"
 run culvert disconnect
 check "giving up leaves everything as before" none "$(changes "$NET_DIR/client-before.txt" client_state)"
 
