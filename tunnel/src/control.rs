@@ -205,9 +205,8 @@ impl FrameReader {
         if self.buffer.len() < 4 + len {
             return Ok(None);
         }
-        let rest = self.buffer.split_off(4 + len);
-        let mut frame = std::mem::replace(&mut self.buffer, rest);
-        frame.drain(..4);
+        let frame = self.buffer[4..4 + len].to_vec();
+        self.buffer.drain(..4 + len);
         Ok(Some(frame))
     }
 }

@@ -10,7 +10,7 @@
 //!    path is answered by [`icmp`], or crosses in two [`pieces`].
 //! 4. Each packet becomes the payload of one DATAGRAM frame (RFC 9221); quinn-proto encrypts a
 //!    whole GSO batch into one buffer and one `sendmsg` takes it.
-//! 5. The far side reads GRO batches into buffers of the [`pool`], decrypts in place, checks again
+//! 5. The far side reads GRO batches into buffers of the pool, decrypts in place, checks again
 //!    ([`filter`]), and coalesces neighbouring segments ([`segment`]) into one `writev`.
 //!
 //! [`shard`] is the loop that moves all this, one OS thread with everything it needs. The control
@@ -33,7 +33,7 @@ pub mod identity;
 pub mod invitation;
 pub mod packet;
 pub mod pieces;
-pub mod pool;
+mod pool;
 pub mod routing;
 pub mod segment;
 pub mod shard;

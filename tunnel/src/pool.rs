@@ -41,10 +41,12 @@ impl Pool {
 
     /// Gives back what is left of a buffer after its filled head was split off.
     pub fn put_back(&mut self, mut rest: BytesMut) {
-        if self.waiting.len() < Self::MOST_WAITING {
-            rest.clear();
-            self.waiting.push(rest);
+        // The oldest gives way: a slice that is never dropped must not cost a place for ever.
+        if self.waiting.len() == Self::MOST_WAITING {
+            self.waiting.remove(0);
         }
+        rest.clear();
+        self.waiting.push(rest);
     }
 }
 

@@ -26,6 +26,7 @@ use quinn_udp::{RecvMeta, UdpSockRef, UdpSocketState};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::sync::mpsc;
 
+use crate::close::Close;
 use crate::device::Device;
 use crate::pool::Pool;
 use crate::shard::cid::CidKey;
@@ -39,6 +40,11 @@ const RECEIVE_SLOTS: usize = 8;
 const RECEIVES_A_TURN: usize = 4;
 /// Device frames a turn, each up to 64 KiB.
 const FRAMES_A_TURN: usize = 16;
+/// How soon a full event channel is tried again.
+const UNTOLD_RETRY: Duration = Duration::from_millis(10);
+/// Received batches up to this size are copied out of their 64 KiB buffer: QUIC may keep a slice of
+/// a few bytes for long (a stream with a gap), and a peer must not pin a whole buffer with it.
+const SMALL_BATCH_BYTES: usize = 8 * 1024;
 /// Commands a turn.
 const COMMANDS_A_TURN: usize = 256;
 
@@ -107,6 +113,17 @@ struct Shard<D: Device> {
     peers: Vec<ShardHandle<D>>,
 }
 
+/// What is left in the mailbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Drained {
+    /// Nothing.
+    All,
+    /// Commands for the next turn.
+    Some,
+    /// The shard is to end.
+    Stop,
+}
+
 /// What `poll` said is ready.
 #[derive(Clone, Copy, Debug)]
 struct Ready {
@@ -122,12 +139,14 @@ impl<D: Device> Shard<D> {
             self.engine.stats_mut().turns += 1;
             let now = Instant::now();
             self.engine.on_timeout(now);
-            if ready.mailbox && !self.drain_mailbox(now) {
-                self.transmit(Instant::now());
-                self.tell();
-                return;
+            let mut more = self.engine.has_more();
+            if ready.mailbox {
+                match self.drain_mailbox(now) {
+                    Drained::All => {}
+                    Drained::Some => more = true,
+                    Drained::Stop => return self.finish(),
+                }
             }
-            let mut more = false;
             if ready.udp {
                 more |= self.read_udp(now);
             }
@@ -138,37 +157,59 @@ impl<D: Device> Shard<D> {
             }
             self.hand_over();
             self.transmit(Instant::now());
-            self.tell();
+            more |= self.tell() | self.engine.has_more();
             self.follow_mtu();
             ready = self.sleep(more, ready);
         }
     }
 
-    /// Returns false when the shard is to end.
-    fn drain_mailbox(&mut self, now: Instant) -> bool {
+    fn drain_mailbox(&mut self, now: Instant) -> Drained {
         self.wakeup.drain();
+        let mut drained = Drained::Some;
         for _ in 0..COMMANDS_A_TURN {
             match self.mailbox.try_recv() {
                 Ok(Command::Stop { code, reason }) => {
                     self.engine.stop(now, code, &reason);
                     self.engine.settle(now);
-                    return false;
+                    return Drained::Stop;
                 }
                 Ok(command) => self.on_command(now, command),
-                Err(mpsc::error::TryRecvError::Empty) => break,
-                Err(mpsc::error::TryRecvError::Disconnected) => return false,
+                Err(mpsc::error::TryRecvError::Empty) => {
+                    drained = Drained::All;
+                    break;
+                }
+                Err(mpsc::error::TryRecvError::Disconnected) => return Drained::Stop,
             }
         }
         self.engine.settle(now);
-        true
+        drained
+    }
+
+    /// Sends the last closes and tells the last events, as long as a slow socket or control plane
+    /// may take.
+    fn finish(mut self) {
+        const LAST_WORDS: Duration = Duration::from_millis(100);
+        let end = Instant::now() + LAST_WORDS;
+        loop {
+            self.transmit(Instant::now());
+            self.tell();
+            if !(self.udp.is_blocked() || self.engine.has_untold()) || Instant::now() >= end || self.told.is_closed() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     fn on_command(&mut self, now: Instant, command: Command<D>) {
         match command {
             Command::Dial { remote, server_name, transport, reply } => {
-                _ = reply.send(self.engine.dial(now, remote, &server_name, *transport));
+                let dialled = self.engine.dial(now, remote, &server_name, *transport);
+                // Nobody would ever close a link that nobody knows of.
+                if let Err(Ok(link)) = reply.send(dialled) {
+                    self.engine.close(now, link, Close::Goodbye, String::new());
+                }
             }
-            Command::Send { link, frame } => self.engine.send_frame(link, frame),
+            Command::Send { link, frame } => self.engine.send_frame(now, link, frame),
             Command::Admit { link, lease } => self.engine.admit(link, lease),
             Command::Close { link, code, reason } => self.engine.close(now, link, code, reason),
             Command::Echo { link } => self.engine.echo(now, link),
@@ -252,7 +293,7 @@ impl<D: Device> Shard<D> {
 
     fn lose_device(&mut self, error: &io::Error) {
         self.device = None;
-        _ = self.told.try_send(Event::DeviceGone { os_error: error.raw_os_error().unwrap_or(0) });
+        self.engine.on_device_gone(error.raw_os_error().unwrap_or(0));
     }
 
     fn hand_over(&mut self) {
@@ -287,7 +328,8 @@ impl<D: Device> Shard<D> {
         self.engine.settle(now);
     }
 
-    fn tell(&mut self) {
+    /// Returns true when control streams were read that had waited: there may be more to tell.
+    fn tell(&mut self) -> bool {
         let mut told = false;
         while let Some(event) = self.engine.poll_event() {
             match self.told.try_send(event) {
@@ -299,9 +341,11 @@ impl<D: Device> Shard<D> {
                 Err(mpsc::error::TrySendError::Closed(_)) => {}
             }
         }
-        if told {
+        let resume = told && self.engine.is_starved();
+        if resume {
             self.engine.resume_control(Instant::now());
         }
+        resume
     }
 
     /// A client's device follows the path of its session.
@@ -320,11 +364,14 @@ impl<D: Device> Shard<D> {
     /// Step 7. `more` says that something was left undone and the poll must not wait.
     fn sleep(&mut self, more: bool, last: Ready) -> Ready {
         let now = Instant::now();
-        let wants_device = !self.udp.is_blocked() && self.engine.wants_device(now);
+        let wants_device = self.engine.wants_device(now) && !self.udp.is_blocked();
         let wait = if more {
             Some(Duration::ZERO)
         } else {
-            self.engine.poll_timeout().map(|due| due.saturating_duration_since(now))
+            // Nothing says when a full event channel has room again.
+            let untold = (self.engine.has_untold() || self.engine.is_starved()).then_some(UNTOLD_RETRY);
+            let due = self.engine.poll_timeout().map(|due| due.saturating_duration_since(now));
+            [due, untold].into_iter().flatten().min()
         };
         let wait = wait.map(|wait| Timespec { tv_sec: wait.as_secs() as i64, tv_nsec: i64::from(wait.subsec_nanos()) });
         let udp_flags = if self.udp.is_blocked() { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
@@ -383,10 +430,15 @@ impl Udp {
         // Errors here are a peer's ICMP (connection refused) or an empty socket: nothing to read.
         let Ok(received) = received else { return false };
         for (slot, meta) in self.slots.iter_mut().zip(&meta[..received]) {
-            let fresh = self.pool.take();
-            let mut filled = std::mem::replace(slot, fresh);
-            let mut data = filled.split_to(meta.len);
-            self.pool.put_back(filled);
+            let mut data = if meta.len <= SMALL_BATCH_BYTES {
+                BytesMut::from(&slot[..meta.len])
+            } else {
+                let fresh = self.pool.take();
+                let mut filled = std::mem::replace(slot, fresh);
+                let data = filled.split_to(meta.len);
+                self.pool.put_back(filled);
+                data
+            };
             let ecn = meta.ecn.and_then(|ecn| EcnCodepoint::from_bits(ecn as u8));
             let remote = canonical(meta.addr);
             let stride = meta.stride.max(1);

@@ -153,7 +153,7 @@ impl Device for Tun {
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(written),
                     // EINVAL: a packet the kernel will not have; EIO: the interface is down. Both
                     // are lost packets, not a lost device.
-                    Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EIO | libc::ENOBUFS)) => {
+                    Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EIO | libc::ENOBUFS | libc::ENOMEM)) => {
                         break;
                     }
                     Err(error) => return Err(error),

@@ -11,6 +11,8 @@ use crate::checksum::{Sum, TCP};
 
 /// Flows that may have an open frame at once; beyond that they give way in turn.
 const FLOWS: usize = 16;
+/// Frames whose allocations are kept for the next batch.
+const MOST_KEPT: usize = 1024;
 const PSH: u8 = 0x08;
 const ACK: u8 = 0x10;
 
@@ -97,6 +99,8 @@ impl Coalescer {
         }
         self.used = 0;
         self.open.clear();
+        // One burst of tiny packets must not be remembered for ever.
+        self.frames.truncate(MOST_KEPT);
     }
 
     fn push_alone(&mut self, packet: Bytes) {

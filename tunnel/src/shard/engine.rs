@@ -4,15 +4,15 @@
 //! hand-overs come out. The loop in `shard.rs` moves them; a test moves them under a fake clock.
 
 use std::collections::{HashMap, VecDeque};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use quinn_proto::crypto::rustls::HandshakeData;
 use quinn_proto::{
-    ConnectionError, ConnectionHandle, DatagramEvent, EcnCodepoint, Endpoint, EndpointConfig, Event as QuicEvent,
-    Incoming, StreamEvent, Transmit, VarInt,
+    ConnectionError, ConnectionHandle, DatagramEvent, EcnCodepoint, Endpoint, EndpointConfig, EndpointEvent,
+    Event as QuicEvent, Incoming, StreamEvent, Transmit, VarInt,
 };
 use rustls::pki_types::CertificateDer;
 use tokio::sync::oneshot;
@@ -25,13 +25,24 @@ use crate::routing::Routing;
 use crate::segment::{self, Coalescer, SuperPacket, VnetHeader};
 use crate::shard::cid::{self, CidKey, ShardCids};
 use crate::shard::link::{LEAST_INNER_MTU_BYTES, Link, Sent, kind};
-use crate::shard::mailbox::{EVENTS, Established, Event, Inspection, LinkId, Protocol};
+use crate::shard::mailbox::{Established, Event, Inspection, LinkId, Protocol};
 use crate::shard::timers::Timers;
 use crate::stats::ShardStats;
 use crate::transport::{ClientTransport, ServerTransport};
 
 /// Handshakes that may be under way at once; more are refused (memory stays bounded).
 const MOST_HANDSHAKES: usize = 256;
+/// Of these from one source (an IPv4 address, an IPv6 /64): a Retry proves only that an address is
+/// real, not that its owner means well.
+const MOST_HANDSHAKES_A_SOURCE: u16 = 16;
+/// Answers to strangers that may wait for the socket.
+const MOST_RESPONSES: usize = 512;
+/// Payloads taken from one link before the others have their turn.
+const PAYLOADS_A_SETTLE: usize = 1024;
+/// Untold events beyond which control streams are not read.
+const MOST_UNTOLD: usize = 64;
+/// After a link has held up the device of a gateway with others on it, nobody may for this long.
+const HOLD_UP_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
 /// How long one full link may hold up the device before its packets are dropped instead.
 const MOST_HOLD_UP: std::time::Duration = std::time::Duration::from_millis(5);
 /// Label of the exported value that proofs and challenges are bound to (RFC 5705).
@@ -88,7 +99,9 @@ pub struct Engine {
     links: Vec<Option<Link>>,
     by_serial: HashMap<u64, usize>,
     next_serial: u64,
-    handshakes: usize,
+    /// Handshakes under way that peers began, oldest first; finished ones are passed over.
+    handshakes: VecDeque<(u64, IpAddr)>,
+    handshakes_by_source: HashMap<IpAddr, u16>,
     timers: Timers,
     touched: Vec<usize>,
     sending: VecDeque<usize>,
@@ -103,6 +116,9 @@ pub struct Engine {
     active: Option<usize>,
     /// The link that holds up the device, and since when.
     full: Option<(usize, Instant)>,
+    /// Links with news of which only the latest counts.
+    notices: VecDeque<usize>,
+    no_hold_up_before: Option<Instant>,
     stats: ShardStats,
 }
 
@@ -132,7 +148,8 @@ impl Engine {
             links: Vec::new(),
             by_serial: HashMap::new(),
             next_serial: 0,
-            handshakes: 0,
+            handshakes: VecDeque::new(),
+            handshakes_by_source: HashMap::new(),
             timers: Timers::default(),
             touched: Vec::new(),
             sending: VecDeque::new(),
@@ -144,6 +161,8 @@ impl Engine {
             cuttings: BytesMut::with_capacity(64 * 1024),
             active: None,
             full: None,
+            notices: VecDeque::new(),
+            no_hold_up_before: None,
             stats: ShardStats::default(),
         }
     }
@@ -183,7 +202,7 @@ impl Engine {
                 }
             }
             Some(DatagramEvent::NewConnection(incoming)) => self.on_incoming(now, incoming),
-            Some(DatagramEvent::Response(transmit)) => self.responses.push_back((transmit, response)),
+            Some(DatagramEvent::Response(transmit)) => self.respond(transmit, response),
             None => self.stats.datagrams_foreign += 1,
         }
     }
@@ -191,7 +210,8 @@ impl Engine {
     fn on_incoming(&mut self, now: Instant, incoming: Incoming) {
         self.stats.handshakes += 1;
         let mut buffer = Vec::new();
-        if self.handshakes >= MOST_HANDSHAKES {
+        let source = source_of(incoming.remote_address().ip());
+        if self.handshakes_by_source.get(&source).is_some_and(|&count| count >= MOST_HANDSHAKES_A_SOURCE) {
             self.stats.handshakes_refused += 1;
             self.endpoint.ignore(incoming);
             return;
@@ -199,18 +219,57 @@ impl Engine {
         if !incoming.remote_address_validated() && incoming.may_retry() {
             self.stats.retries += 1;
             if let Ok(transmit) = self.endpoint.retry(incoming, &mut buffer) {
-                self.responses.push_back((transmit, buffer));
+                self.respond(transmit, buffer);
             }
             return;
         }
         match self.endpoint.accept(incoming, now, &mut buffer, None) {
             Ok((handle, connection)) => {
-                self.add(now, handle, connection);
+                let id = self.add(now, handle, connection);
+                self.handshakes.push_back((id.serial, source));
+                *self.handshakes_by_source.entry(source).or_default() += 1;
+                self.limit_handshakes(now);
             }
             Err(error) => {
                 if let Some(transmit) = error.response {
-                    self.responses.push_back((transmit, buffer));
+                    self.respond(transmit, buffer);
                 }
+            }
+        }
+    }
+
+    fn respond(&mut self, transmit: Transmit, bytes: Vec<u8>) {
+        if self.responses.len() < MOST_RESPONSES {
+            self.responses.push_back((transmit, bytes));
+        }
+    }
+
+    /// Forgets the oldest handshake when there are too many: a newcomer who means it is quick.
+    fn limit_handshakes(&mut self, now: Instant) {
+        while self.handshakes_by_source.values().map(|&count| usize::from(count)).sum::<usize>() > MOST_HANDSHAKES {
+            let Some((serial, _)) = self.handshakes.front().copied() else { return };
+            self.stats.handshakes_refused += 1;
+            match self.by_serial.get(&serial).copied() {
+                Some(index) => {
+                    if let Some(link) = self.links[index].as_mut() {
+                        link.connection.close(now, VarInt::from_u32(Close::Timeout.code()), Bytes::new());
+                    }
+                    self.touch(index);
+                    self.report(now, index, Down::Local(Close::Timeout));
+                }
+                None => drop(self.handshakes.pop_front()),
+            }
+        }
+    }
+
+    /// The handshake of this link is over, one way or the other.
+    fn end_handshake(&mut self, id: LinkId) {
+        let Some(place) = self.handshakes.iter().position(|(serial, _)| *serial == id.serial) else { return };
+        let Some((_, source)) = self.handshakes.remove(place) else { return };
+        if let Some(count) = self.handshakes_by_source.get_mut(&source) {
+            *count -= 1;
+            if *count == 0 {
+                self.handshakes_by_source.remove(&source);
             }
         }
     }
@@ -258,7 +317,7 @@ impl Engine {
             }
         })?;
         if !link.lossy && !link.has_room() && self.full.is_none() {
-            self.full = Some((index, now));
+            self.hold_up(now, index);
         }
         self.queue(index);
         if let Some((packet, mtu_bytes)) = too_big {
@@ -269,6 +328,7 @@ impl Engine {
 
     /// A packet that another shard has routed and checked.
     pub fn on_handed_packet(&mut self, id: LinkId, packet: Bytes) {
+        debug_assert_eq!(id.shard, self.shard);
         let found = Header::parse(&packet).and_then(|header| {
             let nobody = Dropped::NoSession { destination: header.dst() };
             Ok((*self.by_serial.get(&id.serial).ok_or(nobody)?, header))
@@ -302,10 +362,27 @@ impl Engine {
         }
     }
 
+    /// The queue of this link is full: stop reading the device until it has drained, or drop.
+    fn hold_up(&mut self, now: Instant, index: usize) {
+        // A client has one way out: holding up the device is the right back-pressure. A gateway
+        // must not let one slow client hold up the others, neither long nor often.
+        if matches!(self.role, Role::Gateway { .. }) {
+            let alone = self.by_serial.len() == 1;
+            if !alone && self.no_hold_up_before.is_some_and(|pause| now < pause) {
+                if let Some(link) = self.links[index].as_mut() {
+                    link.lossy = true;
+                }
+                return;
+            }
+            self.no_hold_up_before = Some(now + HOLD_UP_PAUSE);
+        }
+        self.full = Some((index, now));
+    }
+
     /// False while a full queue should be drained before the device is read again.
     pub fn wants_device(&mut self, now: Instant) -> bool {
         let Some((index, since)) = self.full else { return true };
-        let Some(link) = self.links[index].as_mut() else {
+        let Some(link) = self.links[index].as_mut().filter(|link| !link.reported) else {
             self.full = None;
             return true;
         };
@@ -313,8 +390,6 @@ impl Engine {
             self.full = None;
             return true;
         }
-        // A client has one way out: holding up the device is the right back-pressure. A gateway
-        // must not let one slow client hold up the others.
         if matches!(self.role, Role::Gateway { .. }) && now >= since + MOST_HOLD_UP {
             link.lossy = true;
             self.full = None;
@@ -341,15 +416,22 @@ impl Engine {
     }
 
     /// Sends one frame on the link's control stream.
-    pub fn send_frame(&mut self, id: LinkId, frame: Vec<u8>) {
-        self.with(id, |link| link.send_frame(frame));
+    pub fn send_frame(&mut self, now: Instant, id: LinkId, frame: Vec<u8>) {
+        let mut taken = true;
+        self.with(id, |link| taken = link.send_frame(frame));
+        if !taken {
+            self.close(now, id, Close::Unexpected, "the control stream is not read".into());
+        }
     }
 
     /// Opens the link for inner packets.
     pub fn admit(&mut self, id: LinkId, lease: Lease) {
         let Some(index) = self.with(id, |link| link.lease = Some(lease)) else { return };
         match &self.role {
-            Role::Client => self.active = Some(index),
+            Role::Client => {
+                self.active = Some(index);
+                self.full = None;
+            }
             Role::Gateway { routing, .. } => routing.insert(lease, id),
         }
     }
@@ -357,7 +439,7 @@ impl Engine {
     /// Closes the link.
     pub fn close(&mut self, now: Instant, id: LinkId, code: Close, reason: String) {
         let Some(index) = self.with(id, |link| link.close(now, code, reason)) else { return };
-        self.report(index, Down::Local(code));
+        self.report(now, index, Down::Local(code));
     }
 
     /// Sends an echo request.
@@ -381,7 +463,7 @@ impl Engine {
             if let Some(link) = self.links[index].as_mut() {
                 link.connection.close(now, VarInt::from_u32(code.code()), Bytes::copy_from_slice(reason.as_bytes()));
                 self.touch(index);
-                self.report(index, Down::Local(code));
+                self.report(now, index, Down::Local(code));
             }
         }
     }
@@ -413,10 +495,15 @@ impl Engine {
     pub fn on_timeout(&mut self, now: Instant) {
         while let Some(index) = self.timers.expired(now) {
             let Some(link) = self.links[index].as_mut() else { continue };
+            if link.is_over(now) {
+                self.endpoint.handle_event(ConnectionHandle(index), EndpointEvent::drained());
+                self.remove(now, index);
+                continue;
+            }
             let ended = link.on_timeout(now);
             self.touch(index);
             if let Some(down) = ended {
-                self.report(index, down);
+                self.report(now, index, down);
             }
         }
         self.settle(now);
@@ -424,23 +511,45 @@ impl Engine {
 
     /// Takes what QUIC has to say about every link that was touched.
     pub fn settle(&mut self, now: Instant) {
+        let mut again = Vec::new();
         while let Some(index) = self.touched.pop() {
             if let Some(link) = self.links[index].as_mut() {
                 link.touched = false;
-                self.settle_link(now, index);
+                if self.settle_link(now, index) {
+                    again.push(index);
+                }
             }
+        }
+        for index in again {
+            self.touch(index);
         }
     }
 
-    fn settle_link(&mut self, now: Instant, index: usize) {
+    /// True when [`Self::settle`] left payloads for another turn.
+    pub fn has_more(&self) -> bool {
+        !self.touched.is_empty()
+    }
+
+    /// Returns true when payloads are left.
+    fn settle_link(&mut self, now: Instant, index: usize) -> bool {
         loop {
-            let Some(link) = self.links[index].as_mut() else { return };
+            let Some(link) = self.links[index].as_mut() else { return false };
             if let Some(event) = link.connection.poll_endpoint_events() {
                 let drained = event.is_drained();
+                if drained {
+                    // Why it ended may still wait behind it.
+                    while let Some(event) = link.connection.poll() {
+                        if let QuicEvent::ConnectionLost { reason } = event {
+                            let down = down(&reason, link.heard);
+                            self.report(now, index, down);
+                            break;
+                        }
+                    }
+                }
                 let answer = self.endpoint.handle_event(ConnectionHandle(index), event);
                 if drained {
-                    self.remove(index);
-                    return;
+                    self.remove(now, index);
+                    return false;
                 }
                 if let (Some(event), Some(link)) = (answer, self.links[index].as_mut()) {
                     link.connection.handle_event(event);
@@ -452,7 +561,7 @@ impl Engine {
                 QuicEvent::Connected => self.on_connected(now, index),
                 QuicEvent::ConnectionLost { reason } => {
                     let down = down(&reason, link.heard);
-                    self.report(index, down);
+                    self.report(now, index, down);
                 }
                 QuicEvent::Stream(StreamEvent::Opened { .. }) => {
                     link.accept_control();
@@ -464,15 +573,14 @@ impl Engine {
                 _ => {}
             }
         }
-        self.read_datagrams(now, index);
-        let Some(link) = self.links[index].as_mut() else { return };
-        let remote = link.connection.remote_address();
-        if remote != link.remote {
-            link.remote = remote;
-            self.events.push_back(Event::Moved { link: link.id, remote });
+        let more = self.read_datagrams(now, index);
+        let Some(link) = self.links[index].as_mut() else { return false };
+        if link.follow_peer(now) {
+            link.notice.moved = true;
         }
         self.watch_mtu(index);
         self.queue(index);
+        more
     }
 
     // --- out ---
@@ -492,7 +600,7 @@ impl Engine {
             // One sendmsg takes less than 64 KiB, IP and UDP headers included.
             let most = segments.min(65_000 / mtu).max(1);
             let transmit = link.connection.poll_transmit(now, most, buffer);
-            if link.lossy && link.has_room() {
+            if link.lossy && link.is_nearly_empty() {
                 link.lossy = false;
             }
             let due = link.poll_timeout();
@@ -522,7 +630,30 @@ impl Engine {
 
     /// The next event for the control plane.
     pub fn poll_event(&mut self) -> Option<Event> {
-        self.events.pop_front()
+        if let Some(event) = self.events.pop_front() {
+            return Some(event);
+        }
+        while let Some(index) = self.notices.pop_front() {
+            let Some(link) = self.links[index].as_mut() else { continue };
+            link.notice.queued = false;
+            if link.reported {
+                continue;
+            }
+            if std::mem::take(&mut link.notice.moved) {
+                let event = Event::Moved { link: link.id, remote: link.remote };
+                self.notify(index);
+                return Some(event);
+            }
+            if std::mem::take(&mut link.notice.mtu) {
+                return Some(Event::InnerMtu { link: link.id, mtu_bytes: link.inner_mtu_bytes });
+            }
+        }
+        None
+    }
+
+    /// Tells that the device is gone.
+    pub fn on_device_gone(&mut self, os_error: i32) {
+        self.events.push_back(Event::DeviceGone { os_error });
     }
 
     /// Gives back an event that the control plane had no room for.
@@ -532,12 +663,26 @@ impl Engine {
 
     /// Reads the control streams that waited for the control plane to catch up.
     pub fn resume_control(&mut self, now: Instant) {
-        if self.events.len() < EVENTS / 2 {
-            for index in std::mem::take(&mut self.starved) {
+        if self.events.len() >= MOST_UNTOLD {
+            return;
+        }
+        for index in std::mem::take(&mut self.starved) {
+            if let Some(link) = self.links[index].as_mut() {
+                link.starved = false;
                 self.read_control(now, index);
                 self.queue(index);
             }
         }
+    }
+
+    /// True while control streams wait for the control plane.
+    pub fn is_starved(&self) -> bool {
+        !self.starved.is_empty()
+    }
+
+    /// True while the control plane has not been told everything.
+    pub fn has_untold(&self) -> bool {
+        !self.events.is_empty() || !self.notices.is_empty()
     }
 
     /// What other shards must take over.
@@ -555,7 +700,6 @@ impl Engine {
     fn add(&mut self, now: Instant, handle: ConnectionHandle, connection: quinn_proto::Connection) -> LinkId {
         let id = LinkId { shard: self.shard, serial: self.next_serial };
         self.next_serial += 1;
-        self.handshakes += 1;
         if self.links.len() <= handle.0 {
             self.links.resize_with(handle.0 + 1, || None);
         }
@@ -565,8 +709,8 @@ impl Engine {
         id
     }
 
-    fn remove(&mut self, index: usize) {
-        self.report(index, Down::TimedOut);
+    fn remove(&mut self, now: Instant, index: usize) {
+        self.report(now, index, Down::TimedOut);
         self.timers.set(index, None);
         if let Some(link) = self.links[index].take() {
             self.by_serial.remove(&link.id.serial);
@@ -574,14 +718,12 @@ impl Engine {
     }
 
     /// Tells the end of a link once, and takes its traffic away.
-    fn report(&mut self, index: usize, down: Down) {
+    fn report(&mut self, now: Instant, index: usize, down: Down) {
         let Some(link) = self.links[index].as_mut() else { return };
-        if std::mem::replace(&mut link.reported, true) {
+        if link.reported {
             return;
         }
-        if link.protocol.is_none() {
-            self.handshakes -= 1;
-        }
+        link.on_reported(now);
         if let Some(lease) = link.lease.take()
             && let Role::Gateway { routing, .. } = &self.role
         {
@@ -590,13 +732,17 @@ impl Engine {
         if self.active == Some(index) {
             self.active = None;
         }
+        if self.full.is_some_and(|(full, _)| full == index) {
+            self.full = None;
+        }
         let stats = Box::new(link.stats());
-        let established = link.protocol.is_some();
-        self.events.push_back(Event::Closed { link: link.id, down, remote: link.remote, established, stats });
+        let (id, remote, established) = (link.id, link.remote, link.protocol.is_some());
+        self.end_handshake(id);
+        self.events.push_back(Event::Closed { link: id, down, remote, established, stats });
     }
 
     fn with(&mut self, id: LinkId, act: impl FnOnce(&mut Link)) -> Option<usize> {
-        let &index = self.by_serial.get(&id.serial)?;
+        let &index = self.by_serial.get(&id.serial).filter(|_| id.shard == self.shard)?;
         let link = self.links[index].as_mut().filter(|link| !link.reported)?;
         act(link);
         self.touch(index);
@@ -620,7 +766,7 @@ impl Engine {
     }
 
     fn on_connected(&mut self, now: Instant, index: usize) {
-        let Some(link) = self.links[index].as_mut() else { return };
+        let Some(link) = self.links[index].as_mut().filter(|link| !link.reported) else { return };
         let session = link.connection.crypto_session();
         let data = session.handshake_data().and_then(|data| data.downcast::<HandshakeData>().ok());
         let protocol = data.and_then(|data| data.protocol).and_then(|name| Protocol::from_alpn(&name));
@@ -631,16 +777,16 @@ impl Engine {
         let (Some(protocol), Ok(())) = (protocol, exported) else {
             // TLS refuses a foreign ALPN by itself; this is a peer that offered none.
             link.close(now, Close::Version, "no common protocol".into());
-            self.report(index, Down::Local(Close::Version));
+            self.report(now, index, Down::Local(Close::Version));
             return;
         };
         link.protocol = Some(protocol);
-        self.handshakes -= 1;
         if matches!(self.role, Role::Client) {
             link.open_control();
         }
         let handshake = now.saturating_duration_since(link.began);
         let (id, remote) = (link.id, link.remote);
+        self.end_handshake(id);
         self.events.push_back(Event::Established(Established {
             link: id,
             remote,
@@ -652,7 +798,7 @@ impl Engine {
     }
 
     fn read_control(&mut self, now: Instant, index: usize) {
-        let room = EVENTS.saturating_sub(self.events.len());
+        let room = MOST_UNTOLD.saturating_sub(self.events.len());
         let Some(link) = self.links[index].as_mut().filter(|link| !link.reported) else { return };
         let mut frames = Vec::new();
         let outcome = if room == 0 { Ok(true) } else { link.read_control(room.min(16), &mut frames) };
@@ -660,29 +806,50 @@ impl Engine {
         self.events.extend(frames.into_iter().map(|payload| Event::Frame { link: id, payload }));
         match outcome {
             Ok(false) => {}
-            Ok(true) => self.starved.push(index),
+            Ok(true) => {
+                if let Some(link) = self.links[index].as_mut()
+                    && !std::mem::replace(&mut link.starved, true)
+                {
+                    self.starved.push(index);
+                }
+            }
             Err(code) => self.close(now, id, code, "unreadable control frame".into()),
         }
     }
 
-    fn read_datagrams(&mut self, now: Instant, index: usize) {
-        let Some(link) = self.links[index].as_mut() else { return };
-        while let Some(payload) = link.connection.datagrams().recv() {
+    /// Returns true when payloads are left.
+    fn read_datagrams(&mut self, now: Instant, index: usize) -> bool {
+        let Some(link) = self.links[index].as_mut() else { return false };
+        for _ in 0..PAYLOADS_A_SETTLE {
+            let Some(payload) = link.connection.datagrams().recv() else { return false };
             if let Err(why) = take_payload(&self.role, link, now, payload, &mut self.to_device, &mut self.events) {
                 link.dropped_in.count(&why);
             }
         }
+        true
     }
 
     fn watch_mtu(&mut self, index: usize) {
         let Some(link) = self.links[index].as_mut() else { return };
         if link.lease.is_none() {
+            link.notice = crate::shard::link::Notice { queued: link.notice.queued, ..Default::default() };
             return;
         }
         let bytes = u16::try_from(link.datagram_bytes()).unwrap_or(u16::MAX).max(LEAST_INNER_MTU_BYTES);
         if bytes != link.inner_mtu_bytes {
             link.inner_mtu_bytes = bytes;
-            self.events.push_back(Event::InnerMtu { link: link.id, mtu_bytes: bytes });
+            link.notice.mtu = true;
+        }
+        if link.notice.mtu || link.notice.moved {
+            self.notify(index);
+        }
+    }
+
+    fn notify(&mut self, index: usize) {
+        if let Some(link) = self.links[index].as_mut()
+            && !std::mem::replace(&mut link.notice.queued, true)
+        {
+            self.notices.push_back(index);
         }
     }
 }
@@ -697,6 +864,9 @@ fn take_payload(
     events: &mut VecDeque<Event>,
 ) -> Result<(), Dropped> {
     let &first = payload.first().ok_or(Dropped::Malformed { len: 0 })?;
+    if link.reported {
+        return Ok(()); // it ended; nobody waits for this any more
+    }
     let packet = match first {
         kind::ECHO => {
             if let Some(rtt) = link.on_echo(now, &payload)? {
@@ -720,6 +890,14 @@ fn take_payload(
     link.received.count(packet.len());
     to_device.push(packet);
     Ok(())
+}
+
+/// Whose handshakes count as one: an IPv4 address, or the /64 that one IPv6 host has.
+fn source_of(ip: IpAddr) -> IpAddr {
+    match ip.to_canonical() {
+        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX)).into(),
+        v4 => v4,
+    }
 }
 
 /// True for a QUIC long header of a version that is not 1 (RFC 8999 section 5.1).

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use bytes::{BufMut, Bytes, BytesMut};
-use quinn_proto::{Connection, Dir, SendDatagramError, StreamId, VarInt};
+use quinn_proto::{Connection, Dir, SendDatagramError, StreamId, VarInt, WriteError};
 
 use crate::close::{Close, Down};
 use crate::control::FrameReader;
@@ -16,6 +16,7 @@ use crate::packet::{Dropped, Header};
 use crate::pieces::{self, Joiner};
 use crate::shard::mailbox::{LinkId, Protocol};
 use crate::stats::{Drops, Flow, LinkStats};
+use crate::transport::DATAGRAM_SEND_BYTES;
 
 /// The least inner packet that every link carries (RFC 8200 section 5); smaller paths split it.
 pub const LEAST_INNER_MTU_BYTES: u16 = 1280;
@@ -23,6 +24,16 @@ pub const LEAST_INNER_MTU_BYTES: u16 = 1280;
 pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a close waits for the frames before it to be acknowledged.
 const LINGER: Duration = Duration::from_millis(500);
+/// How long a link that has ended is kept to repeat its close; QUIC's own wait of three probe
+/// timeouts is the peer's to stretch.
+const DRAIN: Duration = Duration::from_secs(5);
+/// Frames waiting for a peer that does not read them; beyond it the peer is hostile or dead.
+const MOST_OUTGOING_BYTES: usize = 4 * crate::control::MAX_FRAME;
+/// Echo requests whose answers are still welcome.
+const MOST_ECHOES: usize = 4;
+/// Packets up to this size are copied when their queue is more than half full: a slice of a few
+/// bytes would hold 64 KiB for as long as it waits.
+const SMALL_BYTES: usize = 512;
 /// Below this much room the device is not read: one super-packet and its bookkeeping.
 const ROOM_FOR_A_FRAME_BYTES: usize = 128 * 1024;
 
@@ -75,20 +86,38 @@ pub(crate) struct Link {
     pub(crate) touched: bool,
     /// Its datagram queue has been full for long: drop instead of holding up the device.
     pub(crate) lossy: bool,
+    /// In the engine's list of control streams that wait for the control plane.
+    pub(crate) starved: bool,
+    /// What the control plane has not been told yet.
+    pub(crate) notice: Notice,
+    ended: Option<Instant>,
+    told_remote: Option<Instant>,
     stream: Option<StreamId>,
     reader: FrameReader,
     outgoing: VecDeque<Bytes>,
+    outgoing_bytes: usize,
     wrote: bool,
     closing: Option<Closing>,
     joiner: Joiner,
     next_piece: u16,
-    echo: Option<(u64, Instant)>,
+    /// Unanswered requests, oldest first.
+    echoes: VecDeque<(u64, Instant)>,
+    next_echo: u64,
     pub(crate) sent: Flow,
     pub(crate) received: Flow,
     pub(crate) dropped_out: Drops,
     pub(crate) dropped_in: Drops,
     pub(crate) split: u64,
     pub(crate) too_big_answers: u64,
+}
+
+/// News of a link of which only the latest counts.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Notice {
+    pub(crate) moved: bool,
+    pub(crate) mtu: bool,
+    /// In the engine's queue of notices.
+    pub(crate) queued: bool,
 }
 
 #[derive(Debug)]
@@ -113,14 +142,20 @@ impl Link {
             queued: false,
             touched: false,
             lossy: false,
+            starved: false,
+            notice: Notice::default(),
+            ended: None,
+            told_remote: None,
             stream: None,
             reader: FrameReader::default(),
             outgoing: VecDeque::new(),
+            outgoing_bytes: 0,
             wrote: false,
             closing: None,
             joiner: Joiner::default(),
             next_piece: 0,
-            echo: None,
+            echoes: VecDeque::new(),
+            next_echo: 1,
             sent: Flow::default(),
             received: Flow::default(),
             dropped_out: Drops::default(),
@@ -134,12 +169,14 @@ impl Link {
     pub(crate) fn poll_timeout(&mut self) -> Option<Instant> {
         let handshake = (self.protocol.is_none() && !self.reported).then(|| self.began + HANDSHAKE_TIMEOUT);
         let linger = self.closing.as_ref().map(|closing| closing.by);
-        [self.connection.poll_timeout(), handshake, linger].into_iter().flatten().min()
+        let drained = self.ended.map(|ended| ended + DRAIN);
+        [self.connection.poll_timeout(), handshake, linger, drained, self.joiner.poll_timeout()].into_iter().flatten().min()
     }
 
     /// Lets QUIC's timers fire. Returns why the link ends, if time ended it.
     pub(crate) fn on_timeout(&mut self, now: Instant) -> Option<Down> {
         self.connection.handle_timeout(now);
+        self.expire_pieces(now);
         if self.protocol.is_none() && !self.reported && now >= self.began + HANDSHAKE_TIMEOUT {
             self.connection.close(now, VarInt::from_u32(Close::Timeout.code()), Bytes::new());
             return Some(if self.heard { Down::TimedOut } else { Down::NoAnswer });
@@ -148,6 +185,29 @@ impl Link {
             self.finish_closing(now);
         }
         None
+    }
+
+    /// The control plane was told that the link ended.
+    pub(crate) fn on_reported(&mut self, now: Instant) {
+        self.reported = true;
+        self.ended = Some(now);
+    }
+
+    /// True when nobody needs the link any more, whatever the peer says.
+    pub(crate) fn is_over(&self, now: Instant) -> bool {
+        self.ended.is_some_and(|ended| now >= ended + DRAIN)
+    }
+
+    /// Takes a new address of the peer; true when the control plane should hear of it now.
+    pub(crate) fn follow_peer(&mut self, now: Instant) -> bool {
+        let remote = self.connection.remote_address();
+        let quiet = self.told_remote.is_some_and(|told| now < told + Duration::from_secs(1));
+        if remote == self.remote || self.reported || quiet {
+            return false;
+        }
+        self.remote = remote;
+        self.told_remote = Some(now);
+        true
     }
 
     /// The client's side of opening the control stream.
@@ -164,12 +224,20 @@ impl Link {
         }
     }
 
-    /// Queues one encoded frame.
-    pub(crate) fn send_frame(&mut self, frame: Vec<u8>) {
-        if self.closing.is_none() {
-            self.outgoing.push_back(frame.into());
-            self.write_control();
+    /// Queues one encoded frame. False when the peer lets too much pile up.
+    pub(crate) fn send_frame(&mut self, frame: Vec<u8>) -> bool {
+        if self.closing.is_some() {
+            return true;
         }
+        if self.outgoing_bytes + frame.len() > MOST_OUTGOING_BYTES {
+            self.outgoing.clear();
+            self.outgoing_bytes = 0;
+            return false;
+        }
+        self.outgoing_bytes += frame.len();
+        self.outgoing.push_back(frame.into());
+        self.write_control();
+        true
     }
 
     /// Writes as much as flow control lets through.
@@ -177,9 +245,16 @@ impl Link {
         let Some(id) = self.stream else { return };
         while let Some(frame) = self.outgoing.front_mut() {
             match self.connection.send_stream(id).write(frame) {
-                Ok(0) | Err(_) => return,
+                Ok(0) | Err(WriteError::Blocked) => return,
+                // The peer will never read them.
+                Err(_) => {
+                    self.outgoing.clear();
+                    self.outgoing_bytes = 0;
+                    return;
+                }
                 Ok(n) => {
                     self.wrote = true;
+                    self.outgoing_bytes -= n;
                     _ = frame.split_to(n);
                     if frame.is_empty() {
                         self.outgoing.pop_front();
@@ -228,7 +303,7 @@ impl Link {
         }
         reason.truncate(end);
         self.closing = Some(Closing { code, reason, by: now + LINGER });
-        if self.wrote {
+        if self.wrote || !self.outgoing.is_empty() {
             self.write_control();
         } else {
             self.finish_closing(now);
@@ -250,6 +325,11 @@ impl Link {
     /// True when the queue has room for one more frame of the device.
     pub(crate) fn has_room(&mut self) -> bool {
         self.connection.datagrams().send_buffer_space() >= ROOM_FOR_A_FRAME_BYTES
+    }
+
+    /// True when hardly anything waits any more.
+    pub(crate) fn is_nearly_empty(&mut self) -> bool {
+        self.connection.datagrams().send_buffer_space() >= DATAGRAM_SEND_BYTES / 8 * 7
     }
 
     /// Queues one inner packet for the peer. `header` is that of its flow (of the super-packet it
@@ -286,7 +366,12 @@ impl Link {
         }
     }
 
-    fn enqueue(&mut self, datagram: Bytes) -> bool {
+    fn enqueue(&mut self, mut datagram: Bytes) -> bool {
+        if datagram.len() <= SMALL_BYTES
+            && self.connection.datagrams().send_buffer_space() < DATAGRAM_SEND_BYTES / 2
+        {
+            datagram = Bytes::copy_from_slice(&datagram);
+        }
         match self.connection.datagrams().send(datagram, false) {
             Ok(()) => true,
             Err(SendDatagramError::Blocked(_) | SendDatagramError::TooLarge) => {
@@ -302,12 +387,15 @@ impl Link {
 
     /// Sends an echo request.
     pub(crate) fn send_echo(&mut self, now: Instant) {
-        let nonce = self.echo.map_or(1, |(nonce, _)| nonce + 1);
-        self.echo = Some((nonce, now));
-        self.enqueue(echo(ECHO_REQUEST, nonce));
+        if self.echoes.len() == MOST_ECHOES {
+            self.echoes.pop_front();
+        }
+        self.echoes.push_back((self.next_echo, now));
+        self.enqueue(echo(ECHO_REQUEST, self.next_echo));
+        self.next_echo += 1;
     }
 
-    /// Takes an echo payload. Returns the round-trip time when it answers our latest request.
+    /// Takes an echo payload. Returns the round-trip time when it answers a request of ours, once.
     pub(crate) fn on_echo(&mut self, now: Instant, payload: &[u8]) -> Result<Option<Duration>, Dropped> {
         let malformed = Dropped::Malformed { len: payload.len() };
         let payload: &[u8; ECHO_BYTES] = payload.try_into().map_err(|_| malformed)?;
@@ -317,20 +405,25 @@ impl Link {
                 self.enqueue(echo(ECHO_REPLY, nonce));
                 Ok(None)
             }
-            ECHO_REPLY => Ok(match self.echo {
-                Some((asked, at)) if asked == nonce => Some(now.saturating_duration_since(at)),
-                _ => None,
-            }),
+            ECHO_REPLY => {
+                let asked = self.echoes.iter().position(|(asked, _)| *asked == nonce);
+                let at = asked.and_then(|index| self.echoes.remove(index)).map(|(_, at)| at);
+                Ok(at.map(|at| now.saturating_duration_since(at)))
+            }
             _ => Err(malformed),
         }
     }
 
     /// Takes one half of a split packet; the whole when it is the second.
     pub(crate) fn on_piece(&mut self, now: Instant, payload: &Bytes) -> Result<Option<Bytes>, Dropped> {
+        self.expire_pieces(now);
+        self.joiner.on_piece(now, payload)
+    }
+
+    fn expire_pieces(&mut self, now: Instant) {
         for _ in 0..self.joiner.expire(now) {
             self.dropped_in.count(&Dropped::Unjoined);
         }
-        self.joiner.on_piece(now, payload)
     }
 
     /// The counters now.
@@ -350,7 +443,7 @@ impl Link {
             black_holes: quic.path.black_holes_detected,
             path_mtu_bytes: quic.path.current_mtu,
             inner_mtu_bytes: self.inner_mtu_bytes,
-            queued_bytes: crate::transport::DATAGRAM_SEND_BYTES.saturating_sub(room) as u64,
+            queued_bytes: DATAGRAM_SEND_BYTES.saturating_sub(room) as u64,
         }
     }
 }

@@ -21,7 +21,7 @@ use crate::transport::ClientTransport;
 /// Commands a shard accepts before senders wait.
 pub(crate) const COMMANDS: usize = 1024;
 /// Events a shard may be ahead of its control plane; then it stops reading control frames.
-pub(crate) const EVENTS: usize = 1024;
+pub(crate) const EVENTS: usize = 256;
 
 /// Names one connection of one shard; never used again for another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -158,7 +158,7 @@ pub enum Event {
         /// Bytes; at least 1,280, since smaller paths carry such packets in two pieces.
         mtu_bytes: u16,
     },
-    /// The peer's address changed and was validated.
+    /// The peer's datagrams come from another address; told at most once a second.
     Moved {
         /// The link.
         link: LinkId,

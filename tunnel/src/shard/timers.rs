@@ -34,6 +34,19 @@ impl Timers {
         if slot.queued.is_none_or(|queued| due < queued) {
             slot.queued = Some(due);
             self.heap.push(Reverse((due, index)));
+            if self.heap.len() > 4 * self.slots.len() + 64 {
+                self.rebuild();
+            }
+        }
+    }
+
+    /// Leaves one entry a link. An entry that an earlier one replaced lies in the heap until its
+    /// time has come, a minute for an idle timeout: timers that fire often would pile them up.
+    fn rebuild(&mut self) {
+        self.heap.clear();
+        for (index, slot) in self.slots.iter_mut().enumerate() {
+            slot.queued = slot.due;
+            self.heap.extend(slot.due.map(|due| Reverse((due, index))));
         }
     }
 
@@ -101,6 +114,20 @@ mod tests {
                 prop_assert!(plain.iter().flatten().all(|&due| due > now));
             }
         }
+    }
+
+    #[test]
+    fn timers_that_fire_often_leave_a_small_heap() {
+        let start = Instant::now();
+        let mut timers = Timers::default();
+        timers.set(1, Some(start + Duration::from_secs(50)));
+        for step in 0..100_000u64 {
+            let now = start + Duration::from_micros(200 * step);
+            timers.set(0, Some(now + Duration::from_secs(60)));
+            timers.set(0, Some(now + Duration::from_micros(200)));
+            timers.expired(now + Duration::from_micros(200));
+        }
+        assert!(timers.heap.len() <= 72, "{} entries", timers.heap.len());
     }
 
     #[test]
