@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use culvert_protocol::{Code, Problem, code};
-use culvert_tunnel::close::{Close, Down};
+use culvert_tunnel::close::{Close, Down, ECode};
 use culvert_tunnel::control::Refused;
 use culvert_tunnel::device::linux::Tun;
 use culvert_tunnel::shard::cid::CidKey;
@@ -97,6 +97,12 @@ pub fn cause_of_down(down: &Down, remote: SocketAddr) -> Cause {
         Down::NoAnswer => problem.cause = format!("No reply from {remote}"),
         Down::TimedOut => problem.cause = format!("{remote} stopped answering"),
         Down::Reset => problem.cause = format!("{remote} has forgotten this session, so it was restarted"),
+        Down::Tls { local: true, .. } if down.ecode() == ECode(201) => {
+            let why =
+                if down.word() == "bad_certificate" { "is for another name" } else { "is from another authority" };
+            problem.cause =
+                format!("{remote} could not prove that it is your gateway: its certificate {why}; nothing was sent");
+        }
         Down::PeerUnknown(_) | Down::Transport(_) => problem.cause = format!("The link to {remote} ended: {down}"),
         _ => {}
     }

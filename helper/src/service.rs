@@ -249,14 +249,15 @@ impl Service {
                 mtu_bytes: stats.inner_mtu_bytes,
             }),
             traffic: facts.stats.as_ref().map(|stats| {
-                let reasons = stats.dropped_out.by_reason().zip(stats.dropped_in.by_reason());
+                let link = stats.dropped_out.by_reason().zip(stats.dropped_in.by_reason());
+                let reasons = link.zip(facts.dropped_device.by_reason());
                 Traffic {
                     received_bytes: stats.received.bytes,
                     sent_bytes: stats.sent.bytes,
                     received_packets: stats.received.packets,
                     sent_packets: stats.sent.packets,
                     dropped: reasons
-                        .map(|((word, out), (_, within))| (word.to_owned(), out + within))
+                        .map(|(((word, out), (_, within)), (_, device))| (word.to_owned(), out + within + device))
                         .filter(|(_, packets)| *packets > 0)
                         .collect(),
                 }

@@ -16,7 +16,7 @@ use culvert_tunnel::control::{self, FrameError, FromClient, FromServer, Hello, W
 use culvert_tunnel::device::linux::Tun;
 use culvert_tunnel::shard::RunningShard;
 use culvert_tunnel::shard::mailbox::{Command, Established, Event, Lease, LinkId};
-use culvert_tunnel::stats::LinkStats;
+use culvert_tunnel::stats::{Drops, LinkStats};
 use culvert_tunnel::transport::{ClientTransport, Tuning};
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -112,6 +112,8 @@ pub struct Facts<'a> {
     pub installed: Option<&'a Installed>,
     /// The link's counters now.
     pub stats: Option<LinkStats>,
+    /// What was dropped before it came to a link: a forged source, or no session to carry it.
+    pub dropped_device: Drops,
 }
 
 impl Session {
@@ -190,7 +192,7 @@ impl Session {
                 None
             }
             Action::Inspect => {
-                let stats = self.stats().await?;
+                let stats = self.stats().await?.0?;
                 Some(Input::Counters(Counters { sent: stats.sent.packets, received: stats.received.packets }))
             }
             Action::Undo => {
@@ -202,18 +204,21 @@ impl Session {
 
     /// What is known now; asks the shard for its counters.
     pub async fn facts(&self) -> Facts<'_> {
+        let (stats, dropped_device) = self.stats().await.unwrap_or_default();
         Facts {
             profile: self.profile.as_ref(),
             live: self.live.as_ref().map(|live| (live.remote, &*live.welcome)),
             installed: self.installed.as_ref(),
-            stats: self.stats().await,
+            stats,
+            dropped_device,
         }
     }
 
-    async fn stats(&self) -> Option<LinkStats> {
+    async fn stats(&self) -> Option<(Option<LinkStats>, Drops)> {
         let (shard, live) = (self.shard.as_ref()?, self.live.as_ref()?);
         let inspection = shard.handle.inspect().await.ok()?;
-        inspection.links.into_iter().find(|(link, _)| *link == live.link).map(|(_, stats)| stats)
+        let stats = inspection.links.into_iter().find(|(link, _)| *link == live.link).map(|(_, stats)| stats);
+        Some((stats, inspection.shard.dropped_device))
     }
 
     // --- an attempt ---

@@ -393,7 +393,8 @@ impl Session {
 /// reads ours can send (RFC 9000 section 8.1), so the address is not forged.
 fn is_validated_refusal(down: &Down) -> bool {
     /// certificate_required, and bad_certificate to unknown_ca (RFC 8446 section 6.2).
-    const CERTIFICATE: [u8; 7] = [42, 43, 44, 45, 46, 48, 116];
+    /// decrypt_error is what a CA of the same name with another key comes to.
+    const CERTIFICATE: [u8; 8] = [42, 43, 44, 45, 46, 48, 51, 116];
     matches!(down, Down::Tls { alert, local: true } if CERTIFICATE.contains(alert))
 }
 

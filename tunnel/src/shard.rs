@@ -135,17 +135,19 @@ struct Ready {
 impl<D: Device> Shard<D> {
     fn run(mut self) {
         let mut ready = Ready { mailbox: true, udp: true, device: true };
+        let mut left_in_mailbox = false;
         loop {
             self.engine.stats_mut().turns += 1;
             let now = Instant::now();
             self.engine.on_timeout(now);
             let mut more = self.engine.has_more();
-            if ready.mailbox {
+            if ready.mailbox || left_in_mailbox {
                 match self.drain_mailbox(now) {
-                    Drained::All => {}
-                    Drained::Some => more = true,
+                    Drained::All => left_in_mailbox = false,
+                    Drained::Some => left_in_mailbox = true,
                     Drained::Stop => return self.finish(),
                 }
+                more |= left_in_mailbox;
             }
             if ready.udp {
                 more |= self.read_udp(now);

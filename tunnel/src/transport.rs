@@ -26,6 +26,8 @@ use crate::shard::mailbox::Protocol;
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// A client's own keep-alive; its health echo, every 20 s, normally comes first.
 const KEEP_ALIVE: Duration = Duration::from_secs(25);
+/// How long after a black hole path-MTU discovery begins again.
+const BLACK_HOLE_COOLDOWN: Duration = Duration::from_secs(5);
 /// UDP payload of a 1,500-byte IPv4 path: the most that discovery looks for.
 const MTU_CEILING_BYTES: u16 = 1472;
 /// What quinn may hold per direction of inner packets, in bytes. The shard drains its queue every
@@ -150,7 +152,9 @@ impl ServerTransport {
 fn base(tuning: Tuning) -> TransportConfig {
     let mut transport = TransportConfig::default();
     let mut discovery = MtuDiscoveryConfig::default();
-    discovery.upper_bound(MTU_CEILING_BYTES).minimum_change(8);
+    // After a fall to the minimum the true size is looked for at once, not after a minute: inner
+    // packets of 1,280 bytes cost two datagrams meanwhile.
+    discovery.upper_bound(MTU_CEILING_BYTES).minimum_change(8).black_hole_cooldown(BLACK_HOLE_COOLDOWN);
     let mut acks = AckFrequencyConfig::default();
     acks.ack_eliciting_threshold(VarInt::from_u32(16)).max_ack_delay(Some(Duration::from_millis(5)));
     transport

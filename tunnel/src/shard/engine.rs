@@ -192,7 +192,7 @@ impl Engine {
             self.handovers.push(Handover::Datagram { shard, remote, ecn, payload });
             return;
         }
-        let mut response = Vec::new();
+        let (long_header, mut response) = (is_long_header(&payload), Vec::new());
         match self.endpoint.handle(now, remote, local_ip, ecn, payload, &mut response) {
             Some(DatagramEvent::ConnectionEvent(handle, event)) => {
                 if let Some(link) = self.links.get_mut(handle.0).and_then(Option::as_mut) {
@@ -202,6 +202,11 @@ impl Engine {
                 }
             }
             Some(DatagramEvent::NewConnection(incoming)) => self.on_incoming(now, incoming),
+            // A gateway that lost its state says so by a stateless reset. Nothing else is due to a
+            // stranger: not to what only looks like an Initial, and not from a client at all.
+            Some(DatagramEvent::Response(_)) if long_header || matches!(self.role, Role::Client) => {
+                self.stats.datagrams_foreign += 1;
+            }
             Some(DatagramEvent::Response(transmit)) => self.respond(transmit, response),
             None => self.stats.datagrams_foreign += 1,
         }
@@ -903,7 +908,11 @@ fn source_of(ip: IpAddr) -> IpAddr {
 /// True for a QUIC long header of a version that is not 1 (RFC 8999 section 5.1).
 fn speaks_another_version(datagram: &[u8]) -> bool {
     const VERSION_1: [u8; 4] = [0, 0, 0, 1];
-    datagram.first().is_some_and(|first| first & 0x80 != 0) && datagram.get(1..5) != Some(&VERSION_1[..])
+    is_long_header(datagram) && datagram.get(1..5) != Some(&VERSION_1[..])
+}
+
+fn is_long_header(datagram: &[u8]) -> bool {
+    datagram.first().is_some_and(|first| first & 0x80 != 0)
 }
 
 fn down(reason: &ConnectionError, heard: bool) -> Down {

@@ -275,6 +275,10 @@ impl Pair {
         self.gateway.inspect().shard
     }
 
+    pub fn gateway_links(&mut self) -> usize {
+        self.gateway.inspect().links.len()
+    }
+
     pub fn client_device_drops(&mut self, reason: &str) -> u64 {
         let drops = self.client.inspect().shard.dropped_device;
         drops.by_reason().find(|(word, _)| *word == reason).expect("a known reason").1
