@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use culvert_protocol::{Code, Problem, code};
-use culvert_tunnel::close::Close;
+use culvert_tunnel::close::{Close, Down};
 use culvert_tunnel::control::{decode, encode};
 use culvert_tunnel::device::linux::Tun;
 use culvert_tunnel::enrol::{EnrolError, Enrollee, Enrolment, FromEnrollee, FromEnroller, Step};
@@ -93,7 +93,7 @@ async fn dial(
             match shard.events.recv().await {
                 Some(Event::Established(established)) if established.link == link => return Ok(established),
                 Some(Event::Closed { link: closed, down, .. }) if closed == link => {
-                    return Err(cause_of_down(&down, remote).problem);
+                    return Err(unanswered(&down, remote));
                 }
                 Some(_) => {}
                 None => return Err(Problem::new(code::INTERNAL)),
@@ -169,6 +169,17 @@ fn profile(enrolment: Enrolment, key: DeviceKey) -> Result<Profile, Problem> {
         chain_pem: credential.chain_pem(),
         key_pem: credential.key_pem().expose().into(),
     })
+}
+
+/// Why no handshake came about. What the gateway fell short of is the invitation here.
+fn unanswered(down: &Down, remote: SocketAddr) -> Problem {
+    let problem = cause_of_down(down, remote).problem;
+    if down.word() != "unknown_ca" {
+        return problem;
+    }
+    problem
+        .because(format!("{remote} could not prove that it issued this invitation; nothing was sent"))
+        .hint("Ask for a new invitation, and say which gateway answered")
 }
 
 fn problem(error: &EnrolError) -> Problem {
