@@ -4,15 +4,15 @@
 //! hand-overs come out. The loop in `shard.rs` moves them; a test moves them under a fake clock.
 
 use std::collections::{HashMap, VecDeque};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use quinn_proto::crypto::rustls::HandshakeData;
 use quinn_proto::{
-    ConnectionError, ConnectionHandle, DatagramEvent, EcnCodepoint, Endpoint, EndpointConfig, EndpointEvent,
-    Event as QuicEvent, Incoming, StreamEvent, Transmit, VarInt,
+    ConnectionHandle, DatagramEvent, EcnCodepoint, Endpoint, EndpointConfig, EndpointEvent, Event as QuicEvent,
+    Incoming, StreamEvent, Transmit, VarInt,
 };
 use rustls::pki_types::CertificateDer;
 use tokio::sync::oneshot;
@@ -24,27 +24,22 @@ use crate::packet::{Dropped, Header};
 use crate::routing::Routing;
 use crate::segment::{self, Coalescer, SuperPacket, VnetHeader};
 use crate::shard::cid::{self, CidKey, ShardCids};
-use crate::shard::link::{LEAST_INNER_MTU_BYTES, Link, Sent, kind};
+use crate::shard::ending::down;
+use crate::shard::handshakes::Handshakes;
+use crate::shard::hold_up::HoldUp;
+use crate::shard::link::{LEAST_INNER_MTU_BYTES, Link, Sent};
 use crate::shard::mailbox::{Established, Event, Inspection, LinkId, Protocol};
+use crate::shard::payload::take_payload;
 use crate::shard::timers::Timers;
 use crate::stats::ShardStats;
 use crate::transport::{ClientTransport, ServerTransport};
 
-/// Handshakes that may be under way at once; more are refused (memory stays bounded).
-const MOST_HANDSHAKES: usize = 256;
-/// Of these from one source (an IPv4 address, an IPv6 /64): a Retry proves only that an address is
-/// real, not that its owner means well.
-const MOST_HANDSHAKES_A_SOURCE: u16 = 16;
 /// Answers to strangers that may wait for the socket.
 const MOST_RESPONSES: usize = 512;
 /// Payloads taken from one link before the others have their turn.
 const PAYLOADS_A_SETTLE: usize = 1024;
 /// Untold events beyond which control streams are not read.
 const MOST_UNTOLD: usize = 64;
-/// After a link has held up the device of a gateway with others on it, nobody may for this long.
-const HOLD_UP_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
-/// How long one full link may hold up the device before its packets are dropped instead.
-const MOST_HOLD_UP: std::time::Duration = std::time::Duration::from_millis(5);
 /// Label of the exported value that proofs and challenges are bound to (RFC 5705).
 const EXPORTER_LABEL: &[u8] = b"EXPORTER-culvert/1";
 
@@ -99,9 +94,7 @@ pub struct Engine {
     links: Vec<Option<Link>>,
     by_serial: HashMap<u64, usize>,
     next_serial: u64,
-    /// Handshakes under way that peers began, oldest first; finished ones are passed over.
-    handshakes: VecDeque<(u64, IpAddr)>,
-    handshakes_by_source: HashMap<IpAddr, u16>,
+    handshakes: Handshakes,
     timers: Timers,
     touched: Vec<usize>,
     sending: VecDeque<usize>,
@@ -114,11 +107,9 @@ pub struct Engine {
     cuttings: BytesMut,
     /// The way out of a client.
     active: Option<usize>,
-    /// The link that holds up the device, and since when.
-    full: Option<(usize, Instant)>,
+    hold_up: HoldUp,
     /// Links with news of which only the latest counts.
     notices: VecDeque<usize>,
-    no_hold_up_before: Option<Instant>,
     stats: ShardStats,
 }
 
@@ -148,8 +139,7 @@ impl Engine {
             links: Vec::new(),
             by_serial: HashMap::new(),
             next_serial: 0,
-            handshakes: VecDeque::new(),
-            handshakes_by_source: HashMap::new(),
+            handshakes: Handshakes::default(),
             timers: Timers::default(),
             touched: Vec::new(),
             sending: VecDeque::new(),
@@ -160,9 +150,8 @@ impl Engine {
             to_device: Coalescer::default(),
             cuttings: BytesMut::with_capacity(64 * 1024),
             active: None,
-            full: None,
+            hold_up: HoldUp::default(),
             notices: VecDeque::new(),
-            no_hold_up_before: None,
             stats: ShardStats::default(),
         }
     }
@@ -215,8 +204,8 @@ impl Engine {
     fn on_incoming(&mut self, now: Instant, incoming: Incoming) {
         self.stats.handshakes += 1;
         let mut buffer = Vec::new();
-        let source = source_of(incoming.remote_address().ip());
-        if self.handshakes_by_source.get(&source).is_some_and(|&count| count >= MOST_HANDSHAKES_A_SOURCE) {
+        let source = incoming.remote_address().ip();
+        if !self.handshakes.may_begin(source) {
             self.stats.handshakes_refused += 1;
             self.endpoint.ignore(incoming);
             return;
@@ -231,9 +220,9 @@ impl Engine {
         match self.endpoint.accept(incoming, now, &mut buffer, None) {
             Ok((handle, connection)) => {
                 let id = self.add(now, handle, connection);
-                self.handshakes.push_back((id.serial, source));
-                *self.handshakes_by_source.entry(source).or_default() += 1;
-                self.limit_handshakes(now);
+                if let Some(oldest) = self.handshakes.begin(id.serial, source) {
+                    self.give_way(now, oldest);
+                }
             }
             Err(error) => {
                 if let Some(transmit) = error.response {
@@ -249,34 +238,15 @@ impl Engine {
         }
     }
 
-    /// Forgets the oldest handshake when there are too many: a newcomer who means it is quick.
-    fn limit_handshakes(&mut self, now: Instant) {
-        while self.handshakes_by_source.values().map(|&count| usize::from(count)).sum::<usize>() > MOST_HANDSHAKES {
-            let Some((serial, _)) = self.handshakes.front().copied() else { return };
-            self.stats.handshakes_refused += 1;
-            match self.by_serial.get(&serial).copied() {
-                Some(index) => {
-                    if let Some(link) = self.links[index].as_mut() {
-                        link.connection.close(now, VarInt::from_u32(Close::Timeout.code()), Bytes::new());
-                    }
-                    self.touch(index);
-                    self.report(now, index, Down::Local(Close::Timeout));
-                }
-                None => drop(self.handshakes.pop_front()),
-            }
+    /// Ends the oldest handshake, there being too many.
+    fn give_way(&mut self, now: Instant, serial: u64) {
+        self.stats.handshakes_refused += 1;
+        let Some(&index) = self.by_serial.get(&serial) else { return };
+        if let Some(link) = self.links[index].as_mut() {
+            link.connection.close(now, VarInt::from_u32(Close::Timeout.code()), Bytes::new());
         }
-    }
-
-    /// The handshake of this link is over, one way or the other.
-    fn end_handshake(&mut self, id: LinkId) {
-        let Some(place) = self.handshakes.iter().position(|(serial, _)| *serial == id.serial) else { return };
-        let Some((_, source)) = self.handshakes.remove(place) else { return };
-        if let Some(count) = self.handshakes_by_source.get_mut(&source) {
-            *count -= 1;
-            if *count == 0 {
-                self.handshakes_by_source.remove(&source);
-            }
-        }
+        self.touch(index);
+        self.report(now, index, Down::Local(Close::Timeout));
     }
 
     // --- in: the device ---
@@ -321,8 +291,9 @@ impl Engine {
                 too_big.get_or_insert((packet, mtu_bytes));
             }
         })?;
-        if !link.lossy && !link.has_room() && self.full.is_none() {
-            self.hold_up(now, index);
+        if !link.lossy && !link.has_room() {
+            let gateway = matches!(self.role, Role::Gateway { .. });
+            link.lossy = !self.hold_up.begin(now, index, gateway, self.by_serial.len() == 1);
         }
         self.queue(index);
         if let Some((packet, mtu_bytes)) = too_big {
@@ -367,40 +338,20 @@ impl Engine {
         }
     }
 
-    /// The queue of this link is full: stop reading the device until it has drained, or drop.
-    fn hold_up(&mut self, now: Instant, index: usize) {
-        // A client has one way out: holding up the device is the right back-pressure. A gateway
-        // must not let one slow client hold up the others, neither long nor often.
-        if matches!(self.role, Role::Gateway { .. }) {
-            let alone = self.by_serial.len() == 1;
-            if !alone && self.no_hold_up_before.is_some_and(|pause| now < pause) {
-                if let Some(link) = self.links[index].as_mut() {
-                    link.lossy = true;
-                }
-                return;
-            }
-            self.no_hold_up_before = Some(now + HOLD_UP_PAUSE);
-        }
-        self.full = Some((index, now));
-    }
-
     /// False while a full queue should be drained before the device is read again.
     pub fn wants_device(&mut self, now: Instant) -> bool {
-        let Some((index, since)) = self.full else { return true };
-        let Some(link) = self.links[index].as_mut().filter(|link| !link.reported) else {
-            self.full = None;
-            return true;
-        };
-        if link.has_room() {
-            self.full = None;
-            return true;
-        }
-        if matches!(self.role, Role::Gateway { .. }) && now >= since + MOST_HOLD_UP {
+        let Some(index) = self.hold_up.by() else { return true };
+        if let Some(link) = self.links[index].as_mut()
+            && !link.reported
+            && !link.has_room()
+        {
+            if matches!(self.role, Role::Client) || !self.hold_up.is_too_long(now) {
+                return false;
+            }
             link.lossy = true;
-            self.full = None;
-            return true;
         }
-        false
+        self.hold_up.end();
+        true
     }
 
     // --- in: the control plane ---
@@ -435,7 +386,7 @@ impl Engine {
         match &self.role {
             Role::Client => {
                 self.active = Some(index);
-                self.full = None;
+                self.hold_up.end();
             }
             Role::Gateway { routing, .. } => routing.insert(lease, id),
         }
@@ -490,7 +441,7 @@ impl Engine {
     /// When [`Self::on_timeout`] is due.
     pub fn poll_timeout(&mut self) -> Option<Instant> {
         let held_up = match self.role {
-            Role::Gateway { .. } => self.full.map(|(_, since)| since + MOST_HOLD_UP),
+            Role::Gateway { .. } => self.hold_up.poll_timeout(),
             Role::Client => None,
         };
         [self.timers.next(), held_up].into_iter().flatten().min()
@@ -737,12 +688,12 @@ impl Engine {
         if self.active == Some(index) {
             self.active = None;
         }
-        if self.full.is_some_and(|(full, _)| full == index) {
-            self.full = None;
+        if self.hold_up.by() == Some(index) {
+            self.hold_up.end();
         }
         let stats = Box::new(link.stats());
         let (id, remote, established) = (link.id, link.remote, link.protocol.is_some());
-        self.end_handshake(id);
+        self.handshakes.end(id.serial);
         self.events.push_back(Event::Closed { link: id, down, remote, established, stats });
     }
 
@@ -791,7 +742,7 @@ impl Engine {
         }
         let handshake = now.saturating_duration_since(link.began);
         let (id, remote) = (link.id, link.remote);
-        self.end_handshake(id);
+        self.handshakes.end(id.serial);
         self.events.push_back(Event::Established(Established {
             link: id,
             remote,
@@ -859,52 +810,6 @@ impl Engine {
     }
 }
 
-/// One DATAGRAM payload: a packet for the device, an echo, or half a packet.
-fn take_payload(
-    role: &Role,
-    link: &mut Link,
-    now: Instant,
-    payload: Bytes,
-    to_device: &mut Coalescer,
-    events: &mut VecDeque<Event>,
-) -> Result<(), Dropped> {
-    let &first = payload.first().ok_or(Dropped::Malformed { len: 0 })?;
-    if link.reported {
-        return Ok(()); // it ended; nobody waits for this any more
-    }
-    let packet = match first {
-        kind::ECHO => {
-            if let Some(rtt) = link.on_echo(now, &payload)? {
-                events.push_back(Event::Echo { link: link.id, rtt });
-            }
-            return Ok(());
-        }
-        kind::PIECE => match link.on_piece(now, &payload)? {
-            Some(whole) => whole,
-            None => return Ok(()),
-        },
-        _ if matches!(first >> 4, 4 | 6) => payload,
-        _ => return Err(Dropped::UnknownKind { kind: first }),
-    };
-    let header = Header::parse(&packet)?;
-    let lease = link.lease.ok_or(Dropped::NoSession { destination: header.dst() })?;
-    match role {
-        Role::Client => filter::client_in(&lease, &header)?,
-        Role::Gateway { policy, .. } => policy.from_client(&lease, &header)?,
-    }
-    link.received.count(packet.len());
-    to_device.push(packet);
-    Ok(())
-}
-
-/// Whose handshakes count as one: an IPv4 address, or the /64 that one IPv6 host has.
-fn source_of(ip: IpAddr) -> IpAddr {
-    match ip.to_canonical() {
-        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX)).into(),
-        v4 => v4,
-    }
-}
-
 /// True for a QUIC long header of a version that is not 1 (RFC 8999 section 5.1).
 fn speaks_another_version(datagram: &[u8]) -> bool {
     const VERSION_1: [u8; 4] = [0, 0, 0, 1];
@@ -913,31 +818,4 @@ fn speaks_another_version(datagram: &[u8]) -> bool {
 
 fn is_long_header(datagram: &[u8]) -> bool {
     datagram.first().is_some_and(|first| first & 0x80 != 0)
-}
-
-fn down(reason: &ConnectionError, heard: bool) -> Down {
-    let transport = |code: u64, local: bool| match code {
-        // RFC 9001 section 4.8: 0x0100 and the TLS alert.
-        0x100..=0x1ff => Down::Tls { alert: (code & 0xff) as u8, local },
-        _ => Down::Transport(code),
-    };
-    match reason {
-        ConnectionError::VersionMismatch => Down::VersionMismatch,
-        ConnectionError::TransportError(error) => transport(error.code.into(), true),
-        ConnectionError::ConnectionClosed(close) => transport(close.error_code.into(), false),
-        ConnectionError::ApplicationClosed(close) => match Close::from_code(close.error_code.into_inner()) {
-            Some(code) => Down::Peer { code, reason: printable(&close.reason) },
-            None => Down::PeerUnknown(close.error_code.into_inner()),
-        },
-        ConnectionError::Reset => Down::Reset,
-        ConnectionError::TimedOut if heard => Down::TimedOut,
-        ConnectionError::TimedOut => Down::NoAnswer,
-        ConnectionError::LocallyClosed | ConnectionError::CidsExhausted => Down::Local(Close::Internal),
-    }
-}
-
-/// A peer's words: at most 256 bytes, control characters replaced.
-fn printable(reason: &[u8]) -> String {
-    let text = String::from_utf8_lossy(&reason[..reason.len().min(256)]);
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }

@@ -1,0 +1,51 @@
+//! What a DATAGRAM frame's payload may be (wire version 1), and whether its packet may cross.
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use crate::filter;
+use crate::packet::{Dropped, Header};
+use crate::segment::Coalescer;
+use crate::shard::engine::Role;
+use crate::shard::link::{Link, kind};
+use crate::shard::mailbox::Event;
+
+/// One DATAGRAM payload: a packet for the device, an echo, or half a packet.
+pub(crate) fn take_payload(
+    role: &Role,
+    link: &mut Link,
+    now: Instant,
+    payload: Bytes,
+    to_device: &mut Coalescer,
+    events: &mut VecDeque<Event>,
+) -> Result<(), Dropped> {
+    let &first = payload.first().ok_or(Dropped::Malformed { len: 0 })?;
+    if link.reported {
+        return Ok(()); // it ended; nobody waits for this any more
+    }
+    let packet = match first {
+        kind::ECHO => {
+            if let Some(rtt) = link.on_echo(now, &payload)? {
+                events.push_back(Event::Echo { link: link.id, rtt });
+            }
+            return Ok(());
+        }
+        kind::PIECE => match link.on_piece(now, &payload)? {
+            Some(whole) => whole,
+            None => return Ok(()),
+        },
+        _ if matches!(first >> 4, 4 | 6) => payload,
+        _ => return Err(Dropped::UnknownKind { kind: first }),
+    };
+    let header = Header::parse(&packet)?;
+    let lease = link.lease.ok_or(Dropped::NoSession { destination: header.dst() })?;
+    match role {
+        Role::Client => filter::client_in(&lease, &header)?,
+        Role::Gateway { policy, .. } => policy.from_client(&lease, &header)?,
+    }
+    link.received.count(packet.len());
+    to_device.push(packet);
+    Ok(())
+}
