@@ -3,36 +3,32 @@
 //! Datagrams, device frames, commands and `now` go in; transmits, device frames, events and
 //! hand-overs come out. The loop in `shard.rs` moves them; a test moves them under a fake clock.
 
+mod commands;
+mod device;
+mod settle;
+
 use std::collections::{HashMap, VecDeque};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
-use quinn_proto::crypto::rustls::HandshakeData;
 use quinn_proto::{
-    ConnectionHandle, DatagramEvent, EcnCodepoint, Endpoint, EndpointConfig, EndpointEvent, Event as QuicEvent,
-    Incoming, StreamEvent, Transmit, VarInt,
+    ConnectionHandle, DatagramEvent, EcnCodepoint, Endpoint, EndpointConfig, EndpointEvent, Incoming, Transmit, VarInt,
 };
-use rustls::pki_types::CertificateDer;
-use tokio::sync::oneshot;
 
 use crate::close::{Close, Down};
-use crate::filter::{self, Lease, Policy};
-use crate::icmp;
-use crate::packet::{Dropped, Header};
+use crate::filter::Policy;
 use crate::routing::Routing;
-use crate::segment::{self, Coalescer, SuperPacket, VnetHeader};
+use crate::segment::{Coalescer, SuperPacket};
 use crate::shard::cid::{self, CidKey, ShardCids};
-use crate::shard::ending::down;
 use crate::shard::handshakes::Handshakes;
 use crate::shard::hold_up::HoldUp;
-use crate::shard::link::{LEAST_INNER_MTU_BYTES, Link, Sent};
-use crate::shard::mailbox::{Established, Event, Inspection, LinkId, Protocol};
-use crate::shard::payload::take_payload;
+use crate::shard::link::Link;
+use crate::shard::mailbox::{Event, LinkId};
 use crate::shard::timers::Timers;
 use crate::stats::ShardStats;
-use crate::transport::{ClientTransport, ServerTransport};
+use crate::transport::ServerTransport;
 
 /// Answers to strangers that may wait for the socket.
 const MOST_RESPONSES: usize = 512;
@@ -249,193 +245,6 @@ impl Engine {
         self.report(now, index, Down::Local(Close::Timeout));
     }
 
-    // --- in: the device ---
-
-    /// Takes one frame of the device: a packet, or a super-packet as `vnet` says.
-    pub fn on_frame(&mut self, now: Instant, vnet: &VnetHeader, frame: &[u8]) {
-        if let Err(why) = self.route_frame(now, vnet, frame) {
-            self.stats.dropped_device.count(&why);
-        }
-    }
-
-    fn route_frame(&mut self, now: Instant, vnet: &VnetHeader, frame: &[u8]) -> Result<(), Dropped> {
-        let header = Header::parse(frame)?;
-        let destination = header.dst();
-        let nobody = Dropped::NoSession { destination };
-        let index = match &self.role {
-            Role::Client => {
-                let index = self.active.ok_or(nobody)?;
-                let lease = self.links[index].as_ref().and_then(|link| link.lease).ok_or(nobody)?;
-                filter::client_out(&lease, &header)?;
-                index
-            }
-            Role::Gateway { routing, policy, .. } => {
-                policy.to_client(&header)?;
-                let id = routing.load().get(destination).ok_or(nobody)?;
-                if id.shard != self.shard {
-                    let handovers = &mut self.handovers;
-                    segment::split_into(&mut self.cuttings, vnet, frame, &mut |packet| {
-                        handovers.push(Handover::Packet { link: id, packet });
-                    })?;
-                    return Ok(());
-                }
-                *self.by_serial.get(&id.serial).ok_or(nobody)?
-            }
-        };
-        let link = self.links[index].as_mut().ok_or(nobody)?;
-        let max_bytes = link.datagram_bytes();
-        let mut too_big = None;
-        segment::split_into(&mut self.cuttings, vnet, frame, &mut |packet| {
-            if let Sent::TooBig { mtu_bytes, packet } = link.send_packet(packet, &header, max_bytes) {
-                // One answer a frame is enough for its sender.
-                too_big.get_or_insert((packet, mtu_bytes));
-            }
-        })?;
-        if !link.lossy && !link.has_room() {
-            let gateway = matches!(self.role, Role::Gateway { .. });
-            link.lossy = !self.hold_up.begin(now, index, gateway, self.by_serial.len() == 1);
-        }
-        self.queue(index);
-        if let Some((packet, mtu_bytes)) = too_big {
-            self.answer_too_big(index, &packet, &header, mtu_bytes);
-        }
-        Ok(())
-    }
-
-    /// A packet that another shard has routed and checked.
-    pub fn on_handed_packet(&mut self, id: LinkId, packet: Bytes) {
-        debug_assert_eq!(id.shard, self.shard);
-        let found = Header::parse(&packet).and_then(|header| {
-            let nobody = Dropped::NoSession { destination: header.dst() };
-            Ok((*self.by_serial.get(&id.serial).ok_or(nobody)?, header))
-        });
-        let (index, header) = match found {
-            Ok(found) => found,
-            Err(why) => return self.stats.dropped_device.count(&why),
-        };
-        let Some(link) = self.links[index].as_mut() else { return };
-        let max_bytes = link.datagram_bytes();
-        let sent = link.send_packet(packet, &header, max_bytes);
-        self.queue(index);
-        if let Sent::TooBig { mtu_bytes, packet } = sent {
-            self.answer_too_big(index, &packet, &header, mtu_bytes);
-        }
-    }
-
-    /// Tells the sender of a device packet, through the device, how large it may be.
-    fn answer_too_big(&mut self, index: usize, packet: &Bytes, header: &Header, mtu_bytes: u16) {
-        // The answer comes from the address that was asked for: any other source would fail the
-        // host's reverse-path check, and our own is a martian when it arrives on the device.
-        let answer = match header.dst() {
-            IpAddr::V4(asked) => icmp::too_big(packet, mtu_bytes, asked, None),
-            IpAddr::V6(asked) => icmp::too_big(packet, mtu_bytes, Ipv4Addr::UNSPECIFIED, Some(asked)),
-        };
-        if let Some(answer) = answer {
-            self.to_device.push(answer);
-            if let Some(link) = self.links[index].as_mut() {
-                link.too_big_answers += 1;
-            }
-        }
-    }
-
-    /// False while a full queue should be drained before the device is read again.
-    pub fn wants_device(&mut self, now: Instant) -> bool {
-        let Some(index) = self.hold_up.by() else { return true };
-        if let Some(link) = self.links[index].as_mut()
-            && !link.reported
-            && !link.has_room()
-        {
-            if matches!(self.role, Role::Client) || !self.hold_up.is_too_long(now) {
-                return false;
-            }
-            link.lossy = true;
-        }
-        self.hold_up.end();
-        true
-    }
-
-    // --- in: the control plane ---
-
-    /// Opens a connection.
-    pub fn dial(
-        &mut self,
-        now: Instant,
-        remote: SocketAddr,
-        server_name: &str,
-        transport: ClientTransport,
-    ) -> Result<LinkId, Down> {
-        match self.endpoint.connect(now, transport.config, remote, server_name) {
-            Ok((handle, connection)) => Ok(self.add(now, handle, connection)),
-            // Every cause is a bad address or name; the caller has checked both.
-            Err(_) => Err(Down::NoAnswer),
-        }
-    }
-
-    /// Sends one frame on the link's control stream.
-    pub fn send_frame(&mut self, now: Instant, id: LinkId, frame: Vec<u8>) {
-        let mut taken = true;
-        self.with(id, |link| taken = link.send_frame(frame));
-        if !taken {
-            self.close(now, id, Close::Unexpected, "the control stream is not read".into());
-        }
-    }
-
-    /// Opens the link for inner packets.
-    pub fn admit(&mut self, id: LinkId, lease: Lease) {
-        let Some(index) = self.with(id, |link| link.lease = Some(lease)) else { return };
-        match &self.role {
-            Role::Client => {
-                self.active = Some(index);
-                self.hold_up.end();
-            }
-            Role::Gateway { routing, .. } => routing.insert(lease, id),
-        }
-    }
-
-    /// Closes the link.
-    pub fn close(&mut self, now: Instant, id: LinkId, code: Close, reason: String) {
-        let Some(index) = self.with(id, |link| link.close(now, code, reason)) else { return };
-        self.report(now, index, Down::Local(code));
-    }
-
-    /// Sends an echo request.
-    pub fn echo(&mut self, now: Instant, id: LinkId) {
-        self.with(id, |link| link.send_echo(now));
-    }
-
-    /// The socket was replaced: every peer must learn the new address.
-    pub fn on_rebind(&mut self) {
-        for index in 0..self.links.len() {
-            if let Some(link) = self.links[index].as_mut() {
-                link.connection.local_address_changed();
-                self.touch(index);
-            }
-        }
-    }
-
-    /// Closes everything at once.
-    pub fn stop(&mut self, now: Instant, code: Close, reason: &str) {
-        for index in 0..self.links.len() {
-            if let Some(link) = self.links[index].as_mut() {
-                link.connection.close(now, VarInt::from_u32(code.code()), Bytes::copy_from_slice(reason.as_bytes()));
-                self.touch(index);
-                self.report(now, index, Down::Local(code));
-            }
-        }
-    }
-
-    /// Answers with the counters.
-    pub fn inspect(&mut self, reply: oneshot::Sender<Inspection>) {
-        let links = self.links.iter_mut().flatten().filter(|link| !link.reported);
-        let links = links.map(|link| (link.id, link.stats())).collect();
-        _ = reply.send(Inspection { shard: self.stats, links });
-    }
-
-    /// Counters that the loop itself moves.
-    pub fn stats_mut(&mut self) -> &mut ShardStats {
-        &mut self.stats
-    }
-
     // --- time ---
 
     /// When [`Self::on_timeout`] is due.
@@ -463,80 +272,6 @@ impl Engine {
             }
         }
         self.settle(now);
-    }
-
-    /// Takes what QUIC has to say about every link that was touched.
-    pub fn settle(&mut self, now: Instant) {
-        let mut again = Vec::new();
-        while let Some(index) = self.touched.pop() {
-            if let Some(link) = self.links[index].as_mut() {
-                link.touched = false;
-                if self.settle_link(now, index) {
-                    again.push(index);
-                }
-            }
-        }
-        for index in again {
-            self.touch(index);
-        }
-    }
-
-    /// True when [`Self::settle`] left payloads for another turn.
-    pub fn has_more(&self) -> bool {
-        !self.touched.is_empty()
-    }
-
-    /// Returns true when payloads are left.
-    fn settle_link(&mut self, now: Instant, index: usize) -> bool {
-        loop {
-            let Some(link) = self.links[index].as_mut() else { return false };
-            if let Some(event) = link.connection.poll_endpoint_events() {
-                let drained = event.is_drained();
-                if drained {
-                    // Why it ended may still wait behind it.
-                    while let Some(event) = link.connection.poll() {
-                        if let QuicEvent::ConnectionLost { reason } = event {
-                            let down = down(&reason, link.heard);
-                            self.report(now, index, down);
-                            break;
-                        }
-                    }
-                }
-                let answer = self.endpoint.handle_event(ConnectionHandle(index), event);
-                if drained {
-                    self.remove(now, index);
-                    return false;
-                }
-                if let (Some(event), Some(link)) = (answer, self.links[index].as_mut()) {
-                    link.connection.handle_event(event);
-                }
-                continue;
-            }
-            let Some(event) = link.connection.poll() else { break };
-            match event {
-                QuicEvent::Connected => self.on_connected(now, index),
-                QuicEvent::ConnectionLost { reason } => {
-                    let down = down(&reason, link.heard);
-                    self.report(now, index, down);
-                }
-                QuicEvent::Stream(StreamEvent::Opened { .. }) => {
-                    link.accept_control();
-                    self.read_control(now, index);
-                }
-                QuicEvent::Stream(StreamEvent::Readable { .. }) => self.read_control(now, index),
-                QuicEvent::Stream(StreamEvent::Writable { .. }) => link.write_control(),
-                QuicEvent::Stream(StreamEvent::Finished { .. }) => link.finish_closing(now),
-                _ => {}
-            }
-        }
-        let more = self.read_datagrams(now, index);
-        let Some(link) = self.links[index].as_mut() else { return false };
-        if link.follow_peer(now) {
-            link.notice.moved = true;
-        }
-        self.watch_mtu(index);
-        self.queue(index);
-        more
     }
 
     // --- out ---
@@ -718,94 +453,6 @@ impl Engine {
             && !std::mem::replace(&mut link.queued, true)
         {
             self.sending.push_back(index);
-        }
-    }
-
-    fn on_connected(&mut self, now: Instant, index: usize) {
-        let Some(link) = self.links[index].as_mut().filter(|link| !link.reported) else { return };
-        let session = link.connection.crypto_session();
-        let data = session.handshake_data().and_then(|data| data.downcast::<HandshakeData>().ok());
-        let protocol = data.and_then(|data| data.protocol).and_then(|name| Protocol::from_alpn(&name));
-        let peer_chain: Vec<CertificateDer<'static>> =
-            session.peer_identity().and_then(|chain| chain.downcast().ok()).map_or_else(Vec::new, |chain| *chain);
-        let mut exporter = [0; 32];
-        let exported = session.export_keying_material(&mut exporter, EXPORTER_LABEL, &[]);
-        let (Some(protocol), Ok(())) = (protocol, exported) else {
-            // TLS refuses a foreign ALPN by itself; this is a peer that offered none.
-            link.close(now, Close::Version, "no common protocol".into());
-            self.report(now, index, Down::Local(Close::Version));
-            return;
-        };
-        link.protocol = Some(protocol);
-        if matches!(self.role, Role::Client) {
-            link.open_control();
-        }
-        let handshake = now.saturating_duration_since(link.began);
-        let (id, remote) = (link.id, link.remote);
-        self.handshakes.end(id.serial);
-        self.events.push_back(Event::Established(Established {
-            link: id,
-            remote,
-            protocol,
-            peer_chain,
-            exporter,
-            handshake,
-        }));
-    }
-
-    fn read_control(&mut self, now: Instant, index: usize) {
-        let room = MOST_UNTOLD.saturating_sub(self.events.len());
-        let Some(link) = self.links[index].as_mut().filter(|link| !link.reported) else { return };
-        let mut frames = Vec::new();
-        let outcome = if room == 0 { Ok(true) } else { link.read_control(room.min(16), &mut frames) };
-        let id = link.id;
-        self.events.extend(frames.into_iter().map(|payload| Event::Frame { link: id, payload }));
-        match outcome {
-            Ok(false) => {}
-            Ok(true) => {
-                if let Some(link) = self.links[index].as_mut()
-                    && !std::mem::replace(&mut link.starved, true)
-                {
-                    self.starved.push(index);
-                }
-            }
-            Err(code) => self.close(now, id, code, "unreadable control frame".into()),
-        }
-    }
-
-    /// Returns true when payloads are left.
-    fn read_datagrams(&mut self, now: Instant, index: usize) -> bool {
-        let Some(link) = self.links[index].as_mut() else { return false };
-        for _ in 0..PAYLOADS_A_SETTLE {
-            let Some(payload) = link.connection.datagrams().recv() else { return false };
-            if let Err(why) = take_payload(&self.role, link, now, payload, &mut self.to_device, &mut self.events) {
-                link.dropped_in.count(&why);
-            }
-        }
-        true
-    }
-
-    fn watch_mtu(&mut self, index: usize) {
-        let Some(link) = self.links[index].as_mut() else { return };
-        if link.lease.is_none() {
-            link.notice = crate::shard::link::Notice { queued: link.notice.queued, ..Default::default() };
-            return;
-        }
-        let bytes = u16::try_from(link.datagram_bytes()).unwrap_or(u16::MAX).max(LEAST_INNER_MTU_BYTES);
-        if bytes != link.inner_mtu_bytes {
-            link.inner_mtu_bytes = bytes;
-            link.notice.mtu = true;
-        }
-        if link.notice.mtu || link.notice.moved {
-            self.notify(index);
-        }
-    }
-
-    fn notify(&mut self, index: usize) {
-        if let Some(link) = self.links[index].as_mut()
-            && !std::mem::replace(&mut link.notice.queued, true)
-        {
-            self.notices.push_back(index);
         }
     }
 }
