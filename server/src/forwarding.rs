@@ -35,6 +35,9 @@ pub enum ForwardingError {
 
 const IPV4: (&str, &str, &str) = ("IPv4", "net.ipv4.ip_forward", "/proc/sys/net/ipv4/ip_forward");
 const IPV6: (&str, &str, &str) = ("IPv6", "net.ipv6.conf.all.forwarding", "/proc/sys/net/ipv6/conf/all/forwarding");
+/// One folder of switches for each interface, `default` and `all`.
+const IPV4_CONF: &str = "/proc/sys/net/ipv4/conf";
+const IPV6_CONF: &str = "/proc/sys/net/ipv6/conf";
 
 impl Forwarding {
     /// Turns forwarding on where it is off.
@@ -50,6 +53,7 @@ impl Forwarding {
             let path = Path::new(path);
             let off = |error| ForwardingError::Off { family, key, error };
             if read(path).map_err(off)? == "0" {
+                this.note_interfaces(path, journal)?;
                 this.set(path, "1", journal)?.map_err(off)?;
             }
         }
@@ -62,7 +66,7 @@ impl Forwarding {
         if read(Path::new(IPV6.2)).is_ok_and(|value| value != "0") {
             return Ok(());
         }
-        let Ok(interfaces) = fs::read_dir("/proc/sys/net/ipv6/conf") else {
+        let Ok(interfaces) = fs::read_dir(IPV6_CONF) else {
             return Ok(());
         };
         for interface in interfaces.flatten() {
@@ -73,6 +77,25 @@ impl Forwarding {
                 && let Err(error) = self.set(&path, "2", journal)?
             {
                 tracing::warn!(path = %path.display(), %error, "router advertisements will be ignored");
+            }
+        }
+        Ok(())
+    }
+
+    /// A master switch sets every interface (kernel documentation, ip-sysctl, `ip_forward`), and
+    /// turning it off again would stop those that forwarded without it. They are noted before it,
+    /// and so put back after it.
+    fn note_interfaces(&mut self, master: &Path, journal: &mut Journal) -> Result<(), ForwardingError> {
+        let conf = if master == Path::new(IPV4.2) { IPV4_CONF } else { IPV6_CONF };
+        let Ok(interfaces) = fs::read_dir(conf) else {
+            return Ok(());
+        };
+        for interface in interfaces.flatten().filter(|interface| interface.file_name() != "all") {
+            let path = interface.path().join("forwarding");
+            if read(&path).is_ok_and(|value| value == "1") {
+                let setting = Setting { path, was: "1".into() };
+                journal.add(setting.clone())?;
+                self.changed.push(setting);
             }
         }
         Ok(())
@@ -124,10 +147,14 @@ fn read(path: &Path) -> io::Result<String> {
 /// True for the switches that this file may have changed: what a journal says is not trusted to
 /// name any other file.
 pub fn is_ours(path: &Path) -> bool {
-    let accept_ra = path.file_name().is_some_and(|name| name == "accept_ra")
-        && path.parent().and_then(Path::parent) == Some(Path::new("/proc/sys/net/ipv6/conf"))
-        && !path.components().any(|part| part == std::path::Component::ParentDir);
-    accept_ra || [IPV4.2, IPV6.2].iter().any(|ours| path == Path::new(ours))
+    let below = path.parent().and_then(Path::parent);
+    let switch = match path.file_name().and_then(|name| name.to_str()) {
+        Some("accept_ra") => below == Some(Path::new(IPV6_CONF)),
+        Some("forwarding") => [IPV4_CONF, IPV6_CONF].iter().any(|conf| below == Some(Path::new(conf))),
+        _ => false,
+    };
+    let upwards = path.components().any(|part| part == std::path::Component::ParentDir);
+    path == Path::new(IPV4.2) || switch && !upwards
 }
 
 #[cfg(test)]
@@ -136,10 +163,21 @@ mod tests {
 
     #[test]
     fn only_our_own_switches_are_ever_put_back() {
-        for path in [IPV4.2, IPV6.2, "/proc/sys/net/ipv6/conf/eth0/accept_ra"] {
+        let of_interfaces = [
+            "/proc/sys/net/ipv6/conf/eth0/accept_ra",
+            "/proc/sys/net/ipv6/conf/eth0/forwarding",
+            "/proc/sys/net/ipv4/conf/default/forwarding",
+        ];
+        for path in of_interfaces.into_iter().chain([IPV4.2, IPV6.2]) {
             assert!(is_ours(Path::new(path)), "{path}");
         }
-        for path in ["/etc/passwd", "/proc/sys/net/ipv6/conf/../accept_ra", "/proc/sys/net/ipv6/conf/a/b/accept_ra"] {
+        for path in [
+            "/etc/passwd",
+            "/proc/sys/net/ipv6/conf/../accept_ra",
+            "/proc/sys/net/ipv6/conf/a/b/accept_ra",
+            "/proc/sys/net/ipv4/conf/eth0/accept_ra",
+            "/proc/sys/net/ipv4/conf/../forwarding",
+        ] {
             assert!(!is_ours(Path::new(path)), "{path}");
         }
     }

@@ -213,7 +213,7 @@ pub async fn run(config: Config) -> Result<(), GatewayError> {
             tracing::error!(event = "shard_panicked");
         }
     }
-    host.undo();
+    drop(host);
     registry.close().await;
     tracing::info!(event = "stopped");
     Ok(outcome?)
@@ -234,10 +234,11 @@ pub fn cleanup(config: &Config) -> Result<bool, GatewayError> {
     Ok(undone)
 }
 
-/// What is changed on the host while the gateway runs.
+/// What is changed on the host while the gateway runs. Dropping it undoes that, and only then
+/// forgets the journal.
 struct Host {
-    forwarding: Forwarding,
-    nat: Nat,
+    /// `None` once undone.
+    changes: Option<(Forwarding, Nat)>,
     journal: Journal,
     table: String,
 }
@@ -258,7 +259,7 @@ impl Host {
             }
         };
         match Forwarding::enable(settings.pool.ipv6().is_some(), &mut journal) {
-            Ok(forwarding) => Ok(Self { forwarding, nat, journal, table }),
+            Ok(forwarding) => Ok(Self { changes: Some((forwarding, nat)), journal, table }),
             Err(error) => {
                 drop(nat);
                 journal.clear();
@@ -266,17 +267,19 @@ impl Host {
             }
         }
     }
+}
 
-    fn undo(self) {
-        let Self { forwarding, nat, journal, table } = self;
+impl Drop for Host {
+    fn drop(&mut self) {
+        let Some((forwarding, nat)) = self.changes.take() else { return };
         // Forwarding first: rules without forwarding are harmless, the other way round is not.
-        if nat::other_gateways(&table).unwrap_or(false) {
+        if nat::other_gateways(&self.table).unwrap_or(false) {
             forwarding.keep();
         } else {
             drop(forwarding);
         }
         drop(nat);
-        journal.clear();
+        self.journal.clear();
     }
 }
 

@@ -1,7 +1,8 @@
 //! What this gateway changed on the host, on disk before it is changed.
 //!
 //! A crash leaves the journal behind; the next start, or `cleanup`, undoes what it says. The file
-//! is gone when there is nothing to undo.
+//! is gone when there is nothing to undo. Old settings go back only where they are still the ones
+//! to have: not after a reboot, and not under another gateway that forwards by them.
 
 use std::fs;
 use std::io;
@@ -30,6 +31,9 @@ pub struct Journal {
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Entries {
+    /// Which boot the changes belong to: the kernel's settings start anew with the next.
+    #[serde(default)]
+    boot: String,
     tables: Vec<String>,
     settings: Vec<Setting>,
 }
@@ -47,7 +51,8 @@ impl Journal {
     /// there was something to undo.
     ///
     /// # Errors
-    /// [`nat::NatError`] when a table cannot be removed; the journal stays then.
+    /// [`nat::NatError`] when a table cannot be removed, or it cannot be seen whether another
+    /// gateway needs the settings; the journal stays then.
     pub fn open(folder: &Path) -> Result<(Self, bool), nat::NatError> {
         let path = folder.join("journal.json");
         let left: Option<Entries> = match fs::read(&path) {
@@ -55,7 +60,7 @@ impl Journal {
             Ok(bytes) => serde_json::from_slice(&bytes).ok(),
             Err(_) => None,
         };
-        let mut this = Self { path, entries: Entries::default() };
+        let mut this = Self { path, entries: Entries::new() };
         let Some(left) = left else {
             return Ok((this, false));
         };
@@ -83,7 +88,8 @@ impl Journal {
     }
 
     /// Everything was undone by its owner.
-    pub fn clear(self) {
+    pub fn clear(&mut self) {
+        self.entries = Entries::new();
         self.remove();
     }
 
@@ -91,11 +97,13 @@ impl Journal {
         for table in &self.entries.tables {
             nat::remove(table)?;
         }
-        let ours: Vec<Setting> =
-            self.entries.settings.drain(..).filter(|setting| forwarding::is_ours(&setting.path)).collect();
-        forwarding::restore(&ours);
-        self.entries = Entries::default();
-        self.remove();
+        let mut ours = std::mem::take(&mut self.entries.settings);
+        ours.retain(|setting| forwarding::is_ours(&setting.path));
+        // Our own tables are gone by now: any that is left is another gateway's.
+        if self.entries.is_of_this_boot() && !ours.is_empty() && !nat::other_gateways("")? {
+            forwarding::restore(&ours);
+        }
+        self.clear();
         Ok(())
     }
 
@@ -112,6 +120,21 @@ impl Journal {
             tracing::warn!(path = %self.path.display(), %error, "the journal stays and will be undone again");
         }
     }
+}
+
+impl Entries {
+    fn new() -> Self {
+        Self { boot: boot_id(), ..Self::default() }
+    }
+
+    fn is_of_this_boot(&self) -> bool {
+        !self.boot.is_empty() && self.boot == boot_id()
+    }
+}
+
+/// This boot's random name (random(4)); empty where the kernel tells none.
+fn boot_id() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
 
 #[cfg(test)]

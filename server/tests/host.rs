@@ -72,6 +72,62 @@ fn forwarding_is_turned_on_and_put_back_also_after_a_crash() {
 }
 
 #[test]
+fn a_crashed_gateways_settings_stay_under_another_gateway_and_after_a_reboot() {
+    in_a_namespace("a_crashed_gateways_settings_stay_under_another_gateway_and_after_a_reboot", || {
+        let folder = tempfile::tempdir().unwrap();
+        let on = ("1".to_owned(), "1".to_owned());
+        crash(folder.path());
+        let other = Nat::apply("culv1", &pool(), true).unwrap();
+        let (_, undone) = Journal::open(folder.path()).unwrap();
+        assert!(undone);
+        assert_eq!(forwarding(), on, "the other gateway forwards on");
+        drop(other);
+        set("ipv4/ip_forward", "0");
+        set("ipv6/conf/all/forwarding", "0");
+
+        crash(folder.path());
+        let file = folder.path().join("journal.json");
+        let mut entries: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+        for boot in [serde_json::json!("of yesterday"), serde_json::Value::Null] {
+            entries["boot"] = boot;
+            if entries["boot"].is_null() {
+                entries.as_object_mut().unwrap().remove("boot");
+            }
+            std::fs::write(&file, entries.to_string()).unwrap();
+            assert!(Journal::open(folder.path()).unwrap().1);
+            assert_eq!(forwarding(), on, "today's values are the administrator's");
+        }
+        assert!(!file.exists());
+    });
+}
+
+#[test]
+fn an_interface_that_forwarded_by_itself_does_so_again_afterwards() {
+    in_a_namespace("an_interface_that_forwarded_by_itself_does_so_again_afterwards", || {
+        let folder = tempfile::tempdir().unwrap();
+        let switches = ["ipv4/conf/lo/forwarding", "ipv6/conf/lo/forwarding"];
+        for switch in switches {
+            set(switch, "1");
+        }
+        let check = |when| {
+            assert_eq!(forwarding(), ("0".into(), "0".into()), "{when}");
+            for switch in switches {
+                assert_eq!(get(switch), "1", "{switch} {when}");
+            }
+            assert_eq!(get("ipv4/conf/default/forwarding"), "0", "{when}");
+        };
+        check("before");
+        let (mut journal, _) = Journal::open(folder.path()).unwrap();
+        drop(Forwarding::enable(true, &mut journal).unwrap());
+        check("after a stop");
+        journal.clear();
+        crash(folder.path());
+        assert!(Journal::open(folder.path()).unwrap().1);
+        check("after a crash");
+    });
+}
+
+#[test]
 fn the_interface_gets_both_addresses_and_an_overlap_is_seen() {
     in_a_namespace("the_interface_gets_both_addresses_and_an_overlap_is_seen", || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -103,9 +159,23 @@ fn pool() -> Pool {
     Pool::new("100.77.3.0/24".parse().unwrap(), Some("fd4e:9a1c::/64".parse().unwrap()))
 }
 
+/// Turns forwarding on for a gateway that then dies.
+fn crash(folder: &std::path::Path) {
+    let (mut journal, undone) = Journal::open(folder).unwrap();
+    assert!(!undone);
+    Forwarding::enable(true, &mut journal).unwrap().keep();
+}
+
 fn forwarding() -> (String, String) {
-    let read = |path| std::fs::read_to_string(path).unwrap().trim().to_owned();
-    (read("/proc/sys/net/ipv4/ip_forward"), read("/proc/sys/net/ipv6/conf/all/forwarding"))
+    (get("ipv4/ip_forward"), get("ipv6/conf/all/forwarding"))
+}
+
+fn get(switch: &str) -> String {
+    std::fs::read_to_string(format!("/proc/sys/net/{switch}")).unwrap().trim().to_owned()
+}
+
+fn set(switch: &str, value: &str) {
+    std::fs::write(format!("/proc/sys/net/{switch}"), value).unwrap();
 }
 
 fn tables() -> Vec<String> {
