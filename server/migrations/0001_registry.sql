@@ -30,7 +30,7 @@ CREATE TABLE devices (
     serial      TEXT    NOT NULL,
     not_after   INTEGER NOT NULL,
     ipv4        TEXT    NOT NULL UNIQUE,        -- kept when revoked, so that no other device inherits it
-    ipv6        TEXT    UNIQUE,
+    ipv6        TEXT,                           -- as first given; sessions derive theirs from ipv4, so a larger network may repeat it
     created     INTEGER NOT NULL,
     last_seen   INTEGER,
     revoked_at  INTEGER,

@@ -72,6 +72,19 @@ async fn a_full_pool_refuses_and_changes_nothing() {
 }
 
 #[tokio::test]
+async fn a_network_that_grew_downwards_still_takes_new_devices() {
+    let home = Home::new();
+    let registry = home.create().await;
+    invite(&registry, b"i1", "anna", 2).await;
+    let older = enrol(&registry, b"i1", 1).await.unwrap();
+    let pool = Pool::new("100.77.2.0/23".parse().unwrap(), Some("fd4e:9a1c::/64".parse().unwrap()));
+    let newer = registry.enrol(&Enrolment { pool, ..request(b"i1", 2) }).await.unwrap();
+    let (older, newer) = (older.lease(&pool).unwrap(), newer.lease(&pool).unwrap());
+    assert_ne!(older.ipv4, newer.ipv4);
+    assert_ne!(older.ipv6, newer.ipv6, "in a session each has its own");
+}
+
+#[tokio::test]
 async fn a_second_device_of_the_same_name_gets_a_number_and_a_known_key_is_refused() {
     let home = Home::new();
     let registry = home.create().await;
