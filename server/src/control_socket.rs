@@ -173,7 +173,7 @@ impl ControlSocket {
     pub fn bind(path: &Path) -> Result<Self, SocketError> {
         let failed = |error| SocketError::Io { path: path.to_owned(), error };
         if let Some(folder) = path.parent() {
-            fs::DirBuilder::new().recursive(true).mode(0o750).create(folder).map_err(failed)?;
+            make_folder(folder).map_err(failed)?;
         }
         if BlockingStream::connect(path).is_ok() {
             return Err(SocketError::InUse(path.to_owned()));
@@ -220,6 +220,18 @@ impl ControlSocket {
             });
         }
     }
+}
+
+/// Makes the folder, and those above it, where they are missing. The administrators' group can
+/// pass through what is new, whatever the umask; what was there keeps its mode.
+fn make_folder(folder: &Path) -> io::Result<()> {
+    let new: Vec<&Path> = folder.ancestors().take_while(|folder| !folder.exists()).collect();
+    fs::DirBuilder::new().recursive(true).mode(0o750).create(folder)?;
+    for folder in new {
+        peer::own_group(folder)?;
+        fs::set_permissions(folder, fs::Permissions::from_mode(0o750))?;
+    }
+    Ok(())
 }
 
 impl Drop for ControlSocket {
@@ -338,6 +350,20 @@ mod tests {
         gateway.abort();
         assert!(!path.exists());
         assert!(matches!(ask(&path, Request::Status), Err(AskError::NotRunning { .. })));
+    }
+
+    #[tokio::test]
+    async fn the_group_can_pass_through_new_folders_only() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700)).unwrap();
+        let before = rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
+        let bound = ControlSocket::bind(&folder.path().join("run/a/control.sock"));
+        rustix::process::umask(before);
+        let _socket = bound.unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(folder.path()), 0o700);
+        assert_eq!(mode(&folder.path().join("run")), 0o750);
+        assert_eq!(mode(&folder.path().join("run/a")), 0o750);
     }
 
     fn raw(path: &Path, bytes: &[u8]) -> String {

@@ -12,11 +12,11 @@ use tokio::net::UnixStream;
 /// The group whose members administer the gateway.
 const GROUP: &str = "culvert-server";
 
-/// Gives a new socket to the administrators' group, when there is one and we may.
-pub(super) fn own_group(socket: &Path) -> io::Result<()> {
+/// Gives a new socket or folder to the administrators' group, when there is one and we may.
+pub(super) fn own_group(path: &Path) -> io::Result<()> {
     let Some(group) = group_id(GROUP) else { return Ok(()) };
-    match chown(socket, None, Some(group)) {
-        // Not root and no member: the socket stays ours.
+    match chown(path, None, Some(group)) {
+        // Not root and no member: it stays ours.
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
         other => other,
     }
