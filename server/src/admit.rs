@@ -156,6 +156,26 @@ impl Rate {
     }
 }
 
+/// A [`Rate`] for peers with a certificate and one for those without: strangers cannot keep
+/// enrolled devices out.
+#[derive(Debug)]
+pub struct Rates {
+    certified: Rate,
+    strangers: Rate,
+}
+
+impl Rates {
+    /// Both full at the beginning, each with the whole limit.
+    pub fn new(per_second: u32, now: std::time::Instant) -> Self {
+        Self { certified: Rate::new(per_second, now), strangers: Rate::new(per_second, now) }
+    }
+
+    /// Takes one from its own kind if there is one.
+    pub fn pass(&mut self, stranger: bool, now: std::time::Instant) -> bool {
+        if stranger { self.strangers.pass(now) } else { self.certified.pass(now) }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -189,6 +209,14 @@ mod tests {
         assert_eq!((0..50).filter(|_| rate.pass(start)).count(), 10);
         let later = start + Duration::from_millis(300);
         assert_eq!((0..50).filter(|_| rate.pass(later)).count(), 3);
+    }
+
+    #[test]
+    fn strangers_do_not_use_up_what_enrolled_devices_may() {
+        let start = Instant::now();
+        let mut rates = Rates::new(10, start);
+        assert_eq!((0..50).filter(|_| rates.pass(true, start)).count(), 10);
+        assert_eq!((0..50).filter(|_| rates.pass(false, start)).count(), 10);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use futures_util::stream::{self, SelectAll};
 use time::OffsetDateTime;
 use tokio::sync::{Semaphore, mpsc};
 
-use crate::admit::{self, Rate};
+use crate::admit::{self, Rates};
 use crate::control_socket::{Asked, Request, Response, SessionInfo, ShardInfo, StatusInfo};
 use crate::conversation::{Admission, Conversation, FRAMES, Office, auth_failed};
 use crate::registry::{Device, Registry};
@@ -40,7 +40,7 @@ pub struct Sessions<R, D: Interface> {
     links: HashMap<LinkId, Link>,
     /// Device id → its open session.
     devices: HashMap<String, LinkId>,
-    rate: Option<Rate>,
+    rates: Option<Rates>,
     enrolments: Arc<Semaphore>,
     admissions: (mpsc::Sender<Admission>, mpsc::Receiver<Admission>),
     notes: mpsc::Sender<String>,
@@ -85,13 +85,13 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
     pub fn new(office: Arc<Office<R>>, shards: Vec<ShardHandle<D>>) -> Self {
         let (notes, queue) = mpsc::channel(NOTES);
         tokio::spawn(keep_notes(office.registry.clone(), queue));
-        let rate = office.config.handshakes_per_second.map(|limit| Rate::new(limit, Instant::now()));
+        let rates = office.config.handshakes_per_second.map(|limit| Rates::new(limit, Instant::now()));
         Self {
             office,
             shards,
             links: HashMap::new(),
             devices: HashMap::new(),
-            rate,
+            rates,
             enrolments: Arc::new(Semaphore::new(ENROLMENTS)),
             admissions: mpsc::channel(CONVERSATIONS),
             notes,
@@ -170,7 +170,8 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
     async fn on_established(&mut self, established: Established) {
         let link = established.link;
         let talking = self.links.values().filter(|link| matches!(link, Link::Talking { .. })).count();
-        let too_fast = self.rate.as_mut().is_some_and(|rate| !rate.pass(Instant::now()));
+        let stranger = established.peer_chain.is_empty();
+        let too_fast = self.rates.as_mut().is_some_and(|rates| !rates.pass(stranger, Instant::now()));
         if too_fast || talking >= CONVERSATIONS {
             return self.close(link, Close::Wait, "too many connections at once; come back in a moment").await;
         }
