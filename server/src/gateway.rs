@@ -42,7 +42,7 @@ const REQUESTS: usize = 16;
 #[derive(Debug, thiserror::Error)]
 pub enum GatewayError {
     /// We may not change the network.
-    #[error("culvert-server run needs CAP_NET_ADMIN; run it as root, or by its systemd unit")]
+    #[error("culvert-server needs CAP_NET_ADMIN for this; run it as root, or by its systemd unit")]
     NoCapability,
     /// The UDP port cannot be had.
     #[error("{}", port_sentence(*.address, .error))]
@@ -131,12 +131,12 @@ fn port_sentence(address: SocketAddr, error: &io::Error) -> String {
 /// # Errors
 /// [`GatewayError`]: why it did not start, or why it ended by itself.
 pub async fn run(config: Config) -> Result<(), GatewayError> {
+    check_capability()?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hang_up = signal(SignalKind::hangup())?;
     let state = StateDir::new(&config.state_dir);
     let registry = state.registry().await?;
-    check_capability()?;
     let _lock = state.lock()?;
     let authority = state.authority()?;
     let settings = Settings::resolve(&config, &registry).await?;
@@ -158,6 +158,7 @@ pub async fn run(config: Config) -> Result<(), GatewayError> {
     // From here on the host changes; each value undoes its change when it is dropped.
     netlink.bring_up(&config.device, &settings.pool, config.mtu_bytes.unwrap_or(DEFAULT_MTU_BYTES)).await?;
     let host = Host::change(&config, &settings, &state)?;
+    warn_blocked(&config.device, &settings);
 
     let routing = Routing::default();
     let policy = Arc::new(policy(&config, &settings));
@@ -224,11 +225,11 @@ pub async fn run(config: Config) -> Result<(), GatewayError> {
 /// # Errors
 /// [`GatewayError`] when a gateway runs, or something cannot be undone.
 pub fn cleanup(config: &Config) -> Result<bool, GatewayError> {
+    check_capability()?; // without it we may not even see whether there is a gateway
     let state = StateDir::new(&config.state_dir);
     if !state.is_initialised() {
         return Ok(false);
     }
-    check_capability()?;
     let _lock = state.lock()?;
     let (_, undone) = Journal::open(state.root())?;
     Ok(undone)
@@ -280,6 +281,24 @@ impl Drop for Host {
         }
         drop(nat);
         self.journal.clear();
+    }
+}
+
+/// Rules of others, such as Docker's or ufw's, still apply to what ours let pass.
+fn warn_blocked(device: &str, settings: &Settings) {
+    match nat::blocking_chains(settings.pool.ipv6().is_some()) {
+        Ok(chains) => {
+            for chain in chains {
+                tracing::warn!(
+                    event = "forward_blocked",
+                    chain,
+                    "the firewall chain {chain} drops forwarded packets that no rule of it accepts, so clients may \
+                     reach nothing; if so, run: {}",
+                    nat::accept_command(&chain, device)
+                );
+            }
+        }
+        Err(error) => tracing::warn!(%error, "cannot see whether another firewall drops forwarded packets"),
     }
 }
 

@@ -156,6 +156,9 @@ async fn execute(cli: Cli) -> anyhow::Result<String> {
             let loaded =
                 load(place, endpoint.map(|name| ("--endpoint", "endpoint", "name", name)), Named::MayBeMissing)?;
             let done = init::init(&loaded, &InitRequest { invite, dry_run }).await?;
+            if let Some(note) = done.port_note() {
+                eprintln!("note: {note}");
+            }
             if json { object(&done)? } else { done.text(dry_run) }
         }
         Command::Invite { name, expires, uses, out, json } => {

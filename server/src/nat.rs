@@ -30,6 +30,9 @@ pub enum NatError {
     /// No `nft`.
     #[error("the program nft is missing; install nftables (apt install nftables)")]
     Missing,
+    /// What is in force cannot be seen.
+    #[error("nft cannot list this host's tables and chains: {0}")]
+    Unlistable(NftablesError),
     /// The kernel or `nft` refused.
     #[error("nft cannot change table inet {table}: {error}")]
     Refused {
@@ -82,12 +85,41 @@ pub fn remove(table: &str) -> Result<(), NatError> {
 /// # Errors
 /// [`NatError`].
 pub fn other_gateways(own_table: &str) -> Result<bool, NatError> {
-    let listed = helper::get_current_ruleset_with_args(helper::DEFAULT_NFT, ["list", "tables"])
-        .map_err(|error| refused(own_table, error))?;
+    let listed = helper::get_current_ruleset_with_args(helper::DEFAULT_NFT, ["list", "tables"]).map_err(unlistable)?;
     Ok(listed.objects.iter().any(|object| {
         matches!(object, NfObject::ListObject(NfListObject::Table(table))
             if table.name.starts_with("culvert_") && table.name != own_table)
     }))
+}
+
+/// Base chains of others that drop what is forwarded unless a rule of theirs accepts it, as
+/// `family table chain`. Those of IPv6 alone count only with `ipv6`.
+///
+/// # Errors
+/// [`NatError`].
+pub fn blocking_chains(ipv6: bool) -> Result<Vec<String>, NatError> {
+    let listed = helper::get_current_ruleset_with_args(helper::DEFAULT_NFT, ["list", "chains"]).map_err(unlistable)?;
+    let blocking = |object: &NfObject<'_>| {
+        let NfObject::ListObject(NfListObject::Chain(chain)) = object else { return None };
+        let family = match chain.family {
+            NfFamily::INet => "inet",
+            NfFamily::IP => "ip",
+            NfFamily::IP6 if ipv6 => "ip6",
+            _ => return None, // a bridge's frames are not ours
+        };
+        let blocks = chain.hook == Some(NfHook::Forward) && chain.policy == Some(NfChainPolicy::Drop);
+        blocks.then(|| format!("{family} {} {}", chain.table, chain.name))
+    };
+    Ok(listed.objects.iter().filter_map(blocking).collect())
+}
+
+/// What makes one of the [`blocking_chains`] accept the tunnel's traffic. Our own rules still
+/// judge it.
+pub fn accept_command(chain: &str, device: &str) -> String {
+    format!(
+        "nft 'insert rule {chain} iifname \"{device}\" accept; \
+         insert rule {chain} oifname \"{device}\" ct state established,related accept'"
+    )
 }
 
 fn apply(table: &str, rules: &Nftables<'_>) -> Result<(), NatError> {
@@ -95,10 +127,15 @@ fn apply(table: &str, rules: &Nftables<'_>) -> Result<(), NatError> {
 }
 
 fn refused(table: &str, error: NftablesError) -> NatError {
-    match error {
-        NftablesError::NftExecution { inner, .. } if inner.kind() == std::io::ErrorKind::NotFound => NatError::Missing,
-        error => NatError::Refused { table: table.to_owned(), error },
-    }
+    if is_missing(&error) { NatError::Missing } else { NatError::Refused { table: table.to_owned(), error } }
+}
+
+fn unlistable(error: NftablesError) -> NatError {
+    if is_missing(&error) { NatError::Missing } else { NatError::Unlistable(error) }
+}
+
+fn is_missing(error: &NftablesError) -> bool {
+    matches!(error, NftablesError::NftExecution { inner, .. } if inner.kind() == std::io::ErrorKind::NotFound)
 }
 
 fn ruleset<'a>(table: &'a str, device: &'a str, pool: &Pool, isolation: bool) -> Nftables<'a> {

@@ -37,7 +37,7 @@ fn init_picks_private_networks_and_writes_a_configuration_that_is_valid() {
         done["networks"].as_array().unwrap().iter().map(|net| net.as_str().unwrap().parse().unwrap()).collect();
     assert_eq!((networks[0].prefix_len(), networks[1].prefix_len()), (24, 64));
     assert!("fd00::/8".parse::<ipnet::IpNet>().unwrap().contains(&networks[1]));
-    assert_eq!(done["port"], 8443);
+    assert_eq!((&done["port"], &done["listen_port"]), (&8443.into(), &443.into()));
     assert!(home.ok(&["check-config"]).contains("valid"));
     let shown = home.ok(&["check-config", "--show"]);
     assert!(shown.contains(&format!("ipv4 = \"{}\"  # {}:", networks[0], home.config().display())), "{shown}");
@@ -161,16 +161,36 @@ fn run_refuses_without_init_and_without_the_right_to_change_the_network() {
     std::fs::write(home.config(), "").unwrap();
     assert!(home.fails(1, &["run"]).contains("run culvert-server init"));
 
-    let home = Home::with_gateway();
-    let output = Command::new("setpriv")
-        .args(["--bounding-set", "-net_admin", "--inh-caps", "-all", "--"])
-        .arg(env!("CARGO_BIN_EXE_culvert-server"))
-        .args(home.place())
-        .arg("run")
-        .output()
-        .unwrap();
-    assert_eq!(output.status.code(), Some(8), "{}", text(&output.stderr));
-    assert!(text(&output.stderr).contains("CAP_NET_ADMIN"));
+    // The right comes first: without it, nothing said about the gateway would be worth anything.
+    for home in [home, Home::with_gateway()] {
+        for command in ["run", "cleanup"] {
+            let output = Command::new("setpriv")
+                .args(["--bounding-set", "-net_admin", "--inh-caps", "-all", "--"])
+                .arg(env!("CARGO_BIN_EXE_culvert-server"))
+                .args(home.place())
+                .arg(command)
+                .output()
+                .unwrap();
+            assert_eq!(output.status.code(), Some(8), "{command}: {}", text(&output.stderr));
+            assert!(text(&output.stderr).contains("CAP_NET_ADMIN"), "{command}");
+        }
+    }
+}
+
+#[test]
+fn init_says_when_clients_dial_another_port_than_the_gateway_listens_on() {
+    let home = Home::new();
+    let output = home.command(&["init", "--endpoint", "vpn.example.org:4433"]).output().unwrap();
+    assert!(output.status.success());
+    assert_eq!(
+        text(&output.stderr),
+        "note: clients will dial UDP 4433, the gateway listens on 443: forward the port or set \
+         listen.address = \"[::]:4433\"\n"
+    );
+    let same = Home::new();
+    let output = same.command(&["init", "--endpoint", "vpn.example.org:443"]).output().unwrap();
+    assert!(output.status.success());
+    assert_eq!(text(&output.stderr), "");
 }
 
 /// A folder for one gateway.

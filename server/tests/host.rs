@@ -72,6 +72,26 @@ fn forwarding_is_turned_on_and_put_back_also_after_a_crash() {
 }
 
 #[test]
+fn another_firewalls_drop_policy_is_seen_and_the_command_told_is_one_that_nft_takes() {
+    in_a_namespace("another_firewalls_drop_policy_is_seen_and_the_command_told_is_one_that_nft_takes", || {
+        let _own = Nat::apply("culv0", &pool(), true).unwrap();
+        assert!(nat::blocking_chains(true).unwrap().is_empty());
+        let chain = "type filter hook forward priority filter; policy";
+        nft(&format!("add table ip filter; add chain ip filter FORWARD {{ {chain} drop; }}"));
+        nft(&format!("add table ip6 filter; add chain ip6 filter FORWARD {{ {chain} drop; }}"));
+        nft(&format!("add table inet open; add chain inet open forward {{ {chain} accept; }}"));
+        nft("add chain inet open input { type filter hook input priority filter; policy drop; }");
+        assert_eq!(nat::blocking_chains(false).unwrap(), ["ip filter FORWARD"]);
+        assert_eq!(nat::blocking_chains(true).unwrap(), ["ip filter FORWARD", "ip6 filter FORWARD"]);
+        let told = nat::accept_command("ip filter FORWARD", "culv-0");
+        nft(told.strip_prefix("nft '").unwrap().strip_suffix('\'').unwrap());
+        let listed = get_current_ruleset_with_args(DEFAULT_NFT, ["list", "table", "ip", "filter"]).unwrap();
+        let rule = |object: &&NfObject<'_>| matches!(object, NfObject::ListObject(NfListObject::Rule(_)));
+        assert_eq!(listed.objects.iter().filter(rule).count(), 2);
+    });
+}
+
+#[test]
 fn a_crashed_gateways_settings_stay_under_another_gateway_and_after_a_reboot() {
     in_a_namespace("a_crashed_gateways_settings_stay_under_another_gateway_and_after_a_reboot", || {
         let folder = tempfile::tempdir().unwrap();
@@ -185,6 +205,11 @@ fn tables() -> Vec<String> {
         _ => None,
     };
     listed.objects.iter().filter_map(table).collect()
+}
+
+fn nft(commands: &str) {
+    let output = std::process::Command::new("nft").arg(commands).output().unwrap();
+    assert!(output.status.success(), "{commands}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 fn rules(table: &str) -> usize {

@@ -47,6 +47,8 @@ pub struct Initialised {
     pub state_dir: PathBuf,
     /// The UDP port to open in a firewall.
     pub port: u16,
+    /// The UDP port the gateway listens on; `port` may be another in front of a port forward.
+    pub listen_port: u16,
     /// The first invitation.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub invited: Option<Invited>,
@@ -118,11 +120,23 @@ fn told(loaded: &Loaded, settings: &Settings, ca_pin: Option<String>, changed: b
         config: loaded.path.clone(),
         state_dir: loaded.config.state_dir.clone(),
         port: settings.endpoint.port.unwrap_or(settings.port),
+        listen_port: settings.port,
         invited: None,
     }
 }
 
 impl Initialised {
+    /// One sentence when clients will dial another port than the gateway listens on.
+    pub fn port_note(&self) -> Option<String> {
+        let Self { port, listen_port, .. } = self;
+        (port != listen_port).then(|| {
+            format!(
+                "clients will dial UDP {port}, the gateway listens on {listen_port}: forward the port or set \
+                 listen.address = \"[::]:{port}\""
+            )
+        })
+    }
+
     /// For people.
     pub fn text(&self, dry_run: bool) -> String {
         let mut text = String::new();
