@@ -170,6 +170,22 @@ fn an_echo_comes_back_with_the_round_trip_time() {
 }
 
 #[test]
+fn the_first_packet_after_a_rest_is_told_and_a_stream_of_them_seldom() {
+    let mut pair = Pair::connected();
+    pair.run_for(Duration::from_secs(30));
+    pair.client_events();
+    let packet = ipv4(CLIENT.ipv4, Ipv4Addr::new(198, 51, 100, 7), 100, true);
+    let mut told = Vec::new();
+    for step in 0..120 {
+        pair.client_sends(&packet);
+        pair.run_for(Duration::from_millis(100));
+        let sending = pair.client_events().into_iter().any(|event| matches!(event, Event::Sending { .. }));
+        told.extend(sending.then_some(step));
+    }
+    assert_eq!(told, [0, 50, 100]);
+}
+
+#[test]
 fn a_dial_to_nobody_ends_as_no_answer() {
     let mut pair = Pair::new();
     pair.loss_percent = 100;

@@ -29,6 +29,8 @@ const LINGER: Duration = Duration::from_millis(500);
 const DRAIN: Duration = Duration::from_secs(5);
 /// Frames waiting for a peer that does not read them; beyond it the peer is hostile or dead.
 const MOST_OUTGOING_BYTES: usize = 4 * crate::control::MAX_FRAME;
+/// How often the control plane hears that a link is in use.
+const SENDING_TOLD_EVERY: Duration = Duration::from_secs(5);
 /// Echo requests whose answers are still welcome.
 const MOST_ECHOES: usize = 4;
 /// Packets up to this size are copied when their queue is more than half full: a slice of a few
@@ -92,6 +94,7 @@ pub(crate) struct Link {
     pub(crate) notice: Notice,
     ended: Option<Instant>,
     told_remote: Option<Instant>,
+    told_sending: Option<Instant>,
     stream: Option<StreamId>,
     reader: FrameReader,
     outgoing: VecDeque<Bytes>,
@@ -146,6 +149,7 @@ impl Link {
             notice: Notice::default(),
             ended: None,
             told_remote: None,
+            told_sending: None,
             stream: None,
             reader: FrameReader::default(),
             outgoing: VecDeque::new(),
@@ -211,6 +215,15 @@ impl Link {
         self.remote = remote;
         self.told_remote = Some(now);
         true
+    }
+
+    /// A packet goes out. True when the control plane should hear that the link is in use.
+    pub(crate) fn is_news_that_it_sends(&mut self, now: Instant) -> bool {
+        let news = self.told_sending.is_none_or(|told| now >= told + SENDING_TOLD_EVERY);
+        if news {
+            self.told_sending = Some(now);
+        }
+        news
     }
 
     /// The client's side of opening the control stream.

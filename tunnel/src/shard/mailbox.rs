@@ -151,6 +151,12 @@ pub enum Event {
         /// Time through the tunnel and back.
         rtt: Duration,
     },
+    /// Inner packets go out on a client's link; told at once after a rest, and then at most every 5 s,
+    /// so that health can be looked at while it matters and not otherwise.
+    Sending {
+        /// The link.
+        link: LinkId,
+    },
     /// The largest inner packet that crosses in one datagram changed.
     InnerMtu {
         /// The link.

@@ -10,7 +10,7 @@ use super::{Engine, Handover, Role};
 use crate::packet::{Dropped, Header};
 use crate::segment::{self, VnetHeader};
 use crate::shard::link::Sent;
-use crate::shard::mailbox::LinkId;
+use crate::shard::mailbox::{Event, LinkId};
 use crate::{filter, icmp};
 
 impl Engine {
@@ -57,6 +57,9 @@ impl Engine {
         if !link.lossy && !link.has_room() {
             let gateway = matches!(self.role, Role::Gateway { .. });
             link.lossy = !self.hold_up.begin(now, index, gateway, self.by_serial.len() == 1);
+        }
+        if matches!(self.role, Role::Client) && link.is_news_that_it_sends(now) {
+            self.events.push_back(Event::Sending { link: link.id });
         }
         self.queue(index);
         if let Some((packet, mtu_bytes)) = too_big {
