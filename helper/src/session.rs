@@ -93,6 +93,8 @@ pub struct Session {
     /// Addresses that answered for this profile; the name cannot be looked up while the resolver
     /// is behind a tunnel that is down.
     known: Vec<SocketAddr>,
+    /// None of `known` led to the gateway the last time: look its name up again.
+    stale: bool,
 }
 
 impl std::fmt::Debug for Session {
@@ -128,6 +130,7 @@ impl Session {
             live: None,
             installed: None,
             known: Vec::new(),
+            stale: false,
         }
     }
 
@@ -165,6 +168,10 @@ impl Session {
     pub async fn digest(&mut self, occurrence: Occurrence) -> Option<Input> {
         match occurrence {
             Occurrence::Resolved(Ok(candidates)) => self.dial(candidates).await,
+            // The resolver may be the gateway's own, behind the tunnel that is down.
+            Occurrence::Resolved(Err(_)) if self.installed.is_some() && !self.known.is_empty() => {
+                self.dial(self.known.clone()).await
+            }
             Occurrence::Resolved(Err(problem)) => Some(lost(problem)),
             Occurrence::Due => self.on_due().await,
             Occurrence::Shard(Some(event)) => self.on_event(event).await,
@@ -231,7 +238,7 @@ impl Session {
                 Err(problem) => return Some(verdict(problem)),
             }
         }
-        if self.installed.is_some() && !self.known.is_empty() {
+        if self.installed.is_some() && !self.known.is_empty() && !std::mem::take(&mut self.stale) {
             return self.dial(self.known.clone()).await;
         }
         let endpoints = profile.endpoints.clone();
@@ -288,8 +295,8 @@ impl Session {
             Attempt::Dialling { links, .. } => {
                 let tried: Vec<String> = links.iter().map(|(_, remote)| remote.to_string()).collect();
                 let sentence = format!("No reply from {} for {} s", tried.join(", "), HANDSHAKE_WITHIN.as_secs());
+                self.stale = true;
                 self.hang_up("no answer").await;
-                // An address that is silent may be an old one: look the name up again when possible.
                 Some(lost(Problem::new(code::NO_ANSWER).because(sentence)))
             }
             Attempt::Waiting { .. } => {
@@ -358,17 +365,25 @@ impl Session {
                 if links.len() == before {
                     return None;
                 }
-                if !down.is_verdict() && waiting.len() > 0 {
+                // Whatever ended it: another address may be the real gateway's.
+                if waiting.len() > 0 {
                     return self.dial_next().await;
                 }
-                if !down.is_verdict() && !links.is_empty() {
+                if !links.is_empty() {
                     return None;
                 }
             }
             _ => return None,
         }
+        let proven = matches!(self.attempt, Attempt::Waiting { .. });
+        self.stale |= !proven; // perhaps the gateway has moved, and this is somebody else's address now
         self.hang_up("the attempt failed").await;
-        Some(Input::Lost(cause_of_down(down, remote)))
+        let mut cause = cause_of_down(down, remote);
+        // Before the handshake proves who answers, anybody on the path can forge a version
+        // negotiation, a certificate or a close (RFC 9000 section 21.1). That must not end a
+        // session: undoing it would let the traffic that is held out in the clear.
+        cause.verdict &= proven || self.installed.is_none();
+        Some(Input::Lost(cause))
     }
 
     async fn on_frame(&mut self, link: LinkId, payload: &[u8]) -> Option<Input> {
