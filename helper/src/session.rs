@@ -202,10 +202,7 @@ impl Session {
                 let stats = self.stats().await?.0?;
                 Some(Input::Counters(Counters { sent: stats.sent.packets, received: stats.received.packets }))
             }
-            Action::Undo => {
-                self.undo().await;
-                Some(Input::Undone)
-            }
+            Action::Undo => Some(Input::Undone(self.undo().await.err())),
         }
     }
 
@@ -464,18 +461,26 @@ impl Session {
         Ok(())
     }
 
+    /// Makes room for a new setup. What cannot be undone is logged and stays in the journal.
     async fn uninstall(&mut self) {
         if let Some(installed) = self.installed.take() {
             self.send(Command::Detach).await;
-            installed.undo(&mut self.journal).await;
+            let _ = installed.undo(&mut self.journal).await; // the new setup says what stands in its way
         }
     }
 
-    async fn undo(&mut self) {
+    /// Ends everything, also after a part of it has failed.
+    async fn undo(&mut self) -> Result<(), Problem> {
         self.hang_up("disconnected by the user").await;
-        if let Some(installed) = self.installed.take() {
-            installed.undo(&mut self.journal).await;
-        }
+        let undone = match self.installed.take() {
+            Some(installed) => installed.undo(&mut self.journal).await,
+            None => Ok(()),
+        };
+        self.stop_shard().await;
+        undone
+    }
+
+    async fn stop_shard(&mut self) {
         let Some(mut shard) = self.shard.take() else { return };
         let stop = Command::Stop { code: Close::Goodbye, reason: "disconnected by the user".into() };
         if shard.handle.send(stop).await.is_err() {

@@ -198,6 +198,30 @@ fn a_terminated_helper_undoes_everything_first() {
 }
 
 #[test]
+fn a_resolver_that_cannot_be_put_back_is_told_and_put_back_by_the_next_start() {
+    in_namespaces(async |bench| {
+        let before = bench.machine();
+        let _gateway = bench.gateway(Answer::Welcome);
+        let mut client = bench.client().await;
+        client.request(Request::Connect { profile: None }).await.unwrap();
+        bench.reaches(&mut client, "connected").await;
+        bench.read(&["mount", "-o", "remount,bind,ro", "/etc/resolv.conf"]);
+        client.request(Request::Disconnect).await.unwrap();
+        let status = bench.reaches(&mut client, "failed").await;
+        let State::Failed { problem } = status.state else { panic!() };
+        assert_eq!(problem.code, code::SYSTEM);
+        assert!(problem.cause.contains("/etc/resolv.conf"), "{problem}");
+        assert!(!bench.read(&["ip", "rule"]).contains("fwmark"), "the rest is undone");
+        bench.read(&["mount", "-o", "remount,bind,rw", "/etc/resolv.conf"]);
+        kill_process(Pid::from_child(&bench.helper), Signal::TERM).unwrap();
+        assert!(bench.helper.wait().unwrap().success());
+        bench.start_helper();
+        bench.client().await;
+        assert_eq!(bench.machine(), before);
+    });
+}
+
+#[test]
 fn a_clash_with_the_lan_is_refused_by_name_and_nothing_is_left() {
     in_namespaces(async |bench| {
         bench.read(&["ip", "addr", "add", "100.77.9.1/24", "dev", "lan0"]);
