@@ -188,12 +188,15 @@ fn a_terminated_helper_undoes_everything_first() {
     in_namespaces(async |bench| {
         let before = bench.machine();
         let _gateway = bench.gateway(Answer::Welcome);
-        let mut client = bench.client().await;
-        client.request(Request::Connect { profile: None }).await.unwrap();
-        bench.reaches(&mut client, "connected").await;
-        kill_process(Pid::from_child(&bench.helper), Signal::TERM).unwrap();
-        assert!(bench.helper.wait().unwrap().success());
-        assert_eq!(bench.machine(), before);
+        for signal in [Signal::TERM, Signal::HUP] {
+            let mut client = bench.client().await;
+            client.request(Request::Connect { profile: None }).await.unwrap();
+            bench.reaches(&mut client, "connected").await;
+            kill_process(Pid::from_child(&bench.helper), signal).unwrap();
+            assert!(bench.helper.wait().unwrap().success(), "{signal:?}");
+            assert_eq!(bench.machine(), before, "{signal:?}");
+            bench.start_helper();
+        }
     });
 }
 
