@@ -42,8 +42,8 @@ impl Installed {
             Ok(Outcome::LeftAlone(note)) => installed.notes.push(note),
             Err(error) => {
                 let problem = system(&format!("{} cannot be written", servers.file.display()), &error);
-                installed.undo(journal).await;
-                return Err(problem);
+                // What is still in force is worse than what is not.
+                return Err(installed.undo(journal).await.err().unwrap_or(problem));
             }
         }
         Ok((installed, device))
@@ -54,16 +54,27 @@ impl Installed {
         self.plan == plan(settings, welcome) && self.servers == servers(settings, welcome)
     }
 
-    /// Undoes everything. What the OS refuses stays in the journal for the next start.
-    pub async fn undo(self, journal: &mut Journal) {
-        if let Some(guard) = self.dns
-            && let Err(error) = guard.undo(journal)
-        {
-            tracing::error!(%error, "the resolver file could not be put back");
-        }
-        if let Err(error) = self.routes.undo(journal).await {
+    /// Undoes everything, also after a part of it has failed.
+    ///
+    /// # Errors
+    /// The first thing that the OS refused. It stays in the journal for the next start.
+    pub async fn undo(self, journal: &mut Journal) -> Result<(), Problem> {
+        const HINT: &str = "Restart the helper, which tries again, and look at its log";
+        let names = match self.dns.map(|guard| guard.undo(journal)) {
+            Some(Err(error)) => {
+                tracing::error!(%error, "the resolver file could not be put back");
+                let file = self.servers.map(|servers| servers.file).unwrap_or_default();
+                let sentence = format!("{} could not be put back as it was: {error}", file.display());
+                Err(Problem::new(code::SYSTEM).because(sentence).hint(HINT))
+            }
+            Some(Ok(())) | None => Ok(()),
+        };
+        let routes = self.routes.undo(journal).await.map_err(|error| {
             tracing::error!(%error, "the routes could not be put back");
-        }
+            let sentence = format!("The routes could not be put back as they were: {error}");
+            Problem::new(code::SYSTEM).because(sentence).hint(HINT)
+        });
+        names.and(routes)
     }
 
     /// What goes through the tunnel.

@@ -148,9 +148,14 @@ impl Journal {
         self.append(&bytes)
     }
 
+    /// All of the bytes or none: half a line would swallow the next one.
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.file.write_all(bytes)?;
-        self.file.sync_data()
+        let before = self.file.metadata()?.len();
+        let written = self.file.write_all(bytes).and_then(|()| self.file.sync_data());
+        if written.is_err() {
+            let _ = self.file.set_len(before); // the first error says more
+        }
+        written
     }
 }
 

@@ -27,7 +27,7 @@ struct Arguments {
 
 #[derive(Subcommand, Debug)]
 enum Command {
-    /// Serves the Unix socket until SIGTERM or SIGINT, then undoes every change.
+    /// Serves the Unix socket until SIGTERM, SIGINT or SIGHUP, then undoes every change.
     Run(Run),
 }
 
@@ -65,26 +65,36 @@ fn main() -> anyhow::Result<()> {
 async fn serve(run: Run) -> anyhow::Result<()> {
     let settings =
         Settings { fwmark: run.fwmark, device: run.device_name, resolver: PathBuf::from("/etc/resolv.conf") };
-    // The socket first: a second helper must notice before it touches the first one's changes.
+    // Before anything is changed: the default of each is to end the process with all in force, and
+    // SIGHUP comes from a terminal that is closed.
+    let stop = stop().context("signals")?;
+    // The socket next: a second helper must notice before it touches the first one's changes.
     let socket = Socket::bind(&run.socket).with_context(|| format!("cannot listen on {}", run.socket.display()))?;
     let service = Service::open(run.state_dir.clone(), settings)
         .await
         .with_context(|| format!("cannot use the state directory {}", run.state_dir.display()))?;
     let (asked, requests) = mpsc::channel(CONNECTIONS);
     let shared = Shared { asked, changes: service.changes(), allowed: run.allowed.into() };
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let stop = async {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-    };
     tracing::info!(socket = %run.socket.display(), "ready");
     tokio::select! {
         () = service.run(requests, stop) => {}
         () = socket.serve(shared) => {}
     }
     Ok(())
+}
+
+/// Completes on the first signal that asks for an end; those are caught from this call on.
+fn stop() -> std::io::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hang_up = signal(SignalKind::hangup())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            _ = hang_up.recv() => {}
+        }
+    })
 }
 
 /// A mark in decimal or, with `0x`, in hexadecimal. It names a routing table too, so the reserved

@@ -93,6 +93,8 @@ pub struct Session {
     /// Addresses that answered for this profile; the name cannot be looked up while the resolver
     /// is behind a tunnel that is down.
     known: Vec<SocketAddr>,
+    /// None of `known` led to the gateway the last time: look its name up again.
+    stale: bool,
 }
 
 impl std::fmt::Debug for Session {
@@ -128,6 +130,7 @@ impl Session {
             live: None,
             installed: None,
             known: Vec::new(),
+            stale: false,
         }
     }
 
@@ -165,6 +168,10 @@ impl Session {
     pub async fn digest(&mut self, occurrence: Occurrence) -> Option<Input> {
         match occurrence {
             Occurrence::Resolved(Ok(candidates)) => self.dial(candidates).await,
+            // The resolver may be the gateway's own, behind the tunnel that is down.
+            Occurrence::Resolved(Err(_)) if self.installed.is_some() && !self.known.is_empty() => {
+                self.dial(self.known.clone()).await
+            }
             Occurrence::Resolved(Err(problem)) => Some(lost(problem)),
             Occurrence::Due => self.on_due().await,
             Occurrence::Shard(Some(event)) => self.on_event(event).await,
@@ -195,10 +202,7 @@ impl Session {
                 let stats = self.stats().await?.0?;
                 Some(Input::Counters(Counters { sent: stats.sent.packets, received: stats.received.packets }))
             }
-            Action::Undo => {
-                self.undo().await;
-                Some(Input::Undone)
-            }
+            Action::Undo => Some(Input::Undone(self.undo().await.err())),
         }
     }
 
@@ -231,7 +235,7 @@ impl Session {
                 Err(problem) => return Some(verdict(problem)),
             }
         }
-        if self.installed.is_some() && !self.known.is_empty() {
+        if self.installed.is_some() && !self.known.is_empty() && !std::mem::take(&mut self.stale) {
             return self.dial(self.known.clone()).await;
         }
         let endpoints = profile.endpoints.clone();
@@ -288,8 +292,8 @@ impl Session {
             Attempt::Dialling { links, .. } => {
                 let tried: Vec<String> = links.iter().map(|(_, remote)| remote.to_string()).collect();
                 let sentence = format!("No reply from {} for {} s", tried.join(", "), HANDSHAKE_WITHIN.as_secs());
+                self.stale = true;
                 self.hang_up("no answer").await;
-                // An address that is silent may be an old one: look the name up again when possible.
                 Some(lost(Problem::new(code::NO_ANSWER).because(sentence)))
             }
             Attempt::Waiting { .. } => {
@@ -358,17 +362,25 @@ impl Session {
                 if links.len() == before {
                     return None;
                 }
-                if !down.is_verdict() && waiting.len() > 0 {
+                // Whatever ended it: another address may be the real gateway's.
+                if waiting.len() > 0 {
                     return self.dial_next().await;
                 }
-                if !down.is_verdict() && !links.is_empty() {
+                if !links.is_empty() {
                     return None;
                 }
             }
             _ => return None,
         }
+        let proven = matches!(self.attempt, Attempt::Waiting { .. });
+        self.stale |= !proven; // perhaps the gateway has moved, and this is somebody else's address now
         self.hang_up("the attempt failed").await;
-        Some(Input::Lost(cause_of_down(down, remote)))
+        let mut cause = cause_of_down(down, remote);
+        // Before the handshake proves who answers, anybody on the path can forge a version
+        // negotiation, a certificate or a close (RFC 9000 section 21.1). That must not end a
+        // session: undoing it would let the traffic that is held out in the clear.
+        cause.verdict &= proven || self.installed.is_none();
+        Some(Input::Lost(cause))
     }
 
     async fn on_frame(&mut self, link: LinkId, payload: &[u8]) -> Option<Input> {
@@ -449,18 +461,26 @@ impl Session {
         Ok(())
     }
 
+    /// Makes room for a new setup. What cannot be undone is logged and stays in the journal.
     async fn uninstall(&mut self) {
         if let Some(installed) = self.installed.take() {
             self.send(Command::Detach).await;
-            installed.undo(&mut self.journal).await;
+            let _ = installed.undo(&mut self.journal).await; // the new setup says what stands in its way
         }
     }
 
-    async fn undo(&mut self) {
+    /// Ends everything, also after a part of it has failed.
+    async fn undo(&mut self) -> Result<(), Problem> {
         self.hang_up("disconnected by the user").await;
-        if let Some(installed) = self.installed.take() {
-            installed.undo(&mut self.journal).await;
-        }
+        let undone = match self.installed.take() {
+            Some(installed) => installed.undo(&mut self.journal).await,
+            None => Ok(()),
+        };
+        self.stop_shard().await;
+        undone
+    }
+
+    async fn stop_shard(&mut self) {
         let Some(mut shard) = self.shard.take() else { return };
         let stop = Command::Stop { code: Close::Goodbye, reason: "disconnected by the user".into() };
         if shard.handle.send(stop).await.is_err() {

@@ -53,8 +53,8 @@ pub enum Input {
     Counters(Counters),
     /// The attempt or the link ended.
     Lost(Cause),
-    /// Everything is undone; answers [`Action::Undo`].
-    Undone,
+    /// Everything is undone, except for what the problem names; answers [`Action::Undo`].
+    Undone(Option<Problem>),
     /// The moment named by [`Supervisor::poll_timeout`] has come.
     Timeout,
 }
@@ -189,23 +189,27 @@ impl Supervisor {
                 _ => vec![],
             },
             Input::Lost(cause) => self.on_lost(cause, now, random),
-            Input::Undone => self.on_undone(now),
+            Input::Undone(left) => self.on_undone(left, now),
             Input::Timeout => self.on_timeout(now, random),
         }
     }
 
     fn on_connect(&mut self, now: Now) -> Vec<Action> {
         match &mut self.phase {
-            Phase::Disconnected | Phase::Failed(_) => {
+            Phase::Disconnected | Phase::Failed(_) | Phase::Waiting { .. } => {
                 (self.cause, self.attempts) = (None, 0);
                 self.attempt(now)
             }
-            Phase::Waiting { .. } => self.attempt(now),
             Phase::Undoing { failed, again } => {
                 (*failed, *again) = (None, true);
                 vec![]
             }
-            Phase::NotEnrolled | Phase::Trying { .. } | Phase::Probing { .. } | Phase::Up { .. } => vec![],
+            // A new wish waits for its own outcome and is not told the last one's.
+            Phase::Trying { .. } | Phase::Probing { .. } => {
+                self.cause = None;
+                vec![]
+            }
+            Phase::NotEnrolled | Phase::Up { .. } => vec![],
         }
     }
 
@@ -262,7 +266,7 @@ impl Supervisor {
         vec![Action::Abandon]
     }
 
-    fn on_undone(&mut self, now: Now) -> Vec<Action> {
+    fn on_undone(&mut self, left: Option<Problem>, now: Now) -> Vec<Action> {
         let Phase::Undoing { failed, again } = &mut self.phase else {
             return vec![];
         };
@@ -270,7 +274,8 @@ impl Supervisor {
             (self.cause, self.attempts) = (None, 0);
             return self.attempt(now);
         }
-        self.phase = failed.take().map_or(Phase::Disconnected, Phase::Failed);
+        // What is left behind on the machine matters more than why it was to be undone.
+        self.phase = left.or(failed.take()).map_or(Phase::Disconnected, Phase::Failed);
         vec![]
     }
 
@@ -365,7 +370,7 @@ mod tests {
         let verdict = Input::Lost(Cause { problem: revoked.clone(), verdict: true, not_before: None });
         assert_eq!(it.give(verdict), [Action::Undo]);
         assert_eq!(it.state(), State::Disconnecting);
-        it.give(Input::Undone);
+        it.give(Input::Undone(None));
         assert_eq!(it.state(), State::Failed { problem: revoked });
         assert_eq!(it.supervisor.poll_timeout(), None);
     }
@@ -416,7 +421,17 @@ mod tests {
         it.give(Input::Connect);
         assert_eq!(it.give(Input::Disconnect), [Action::Undo]);
         assert_eq!(it.give(Input::Connect), []);
-        assert_eq!(it.give(Input::Undone), [Action::Attempt]);
+        assert_eq!(it.give(Input::Undone(None)), [Action::Attempt]);
+    }
+
+    #[test]
+    fn what_could_not_be_undone_is_told_and_not_called_success() {
+        let mut it = Bench::new();
+        it.give(Input::Connect);
+        it.give(Input::Disconnect);
+        let left = Problem::new(code::SYSTEM);
+        it.give(Input::Undone(Some(left.clone())));
+        assert_eq!(it.state(), State::Failed { problem: left });
     }
 
     #[test]
@@ -425,6 +440,20 @@ mod tests {
         it.give(Input::Connect);
         it.give(network_cause());
         assert_eq!(it.give(Input::Connect), [Action::Attempt]);
+        assert_eq!(it.state(), State::Connecting { step: Step::Resolve }, "the old cause is not the new one's");
+    }
+
+    #[test]
+    fn connecting_by_hand_during_an_attempt_forgets_why_the_last_one_failed() {
+        let mut it = Bench::new();
+        it.give(Input::Connect);
+        it.give(network_cause());
+        it.expire();
+        assert_eq!(it.state().word(), "reconnecting");
+        assert_eq!(it.give(Input::Connect), []);
+        assert_eq!(it.state(), State::Connecting { step: Step::Resolve });
+        it.give(network_cause());
+        assert_eq!(it.state().word(), "reconnecting");
     }
 
     proptest! {
@@ -445,7 +474,7 @@ mod tests {
             let actions = it.give(Input::Disconnect);
             it.undoing = before || actions.contains(&Action::Undo);
             if it.undoing {
-                it.give(Input::Undone);
+                it.give(Input::Undone(None));
             }
             prop_assert_eq!(it.state(), State::Disconnected);
             prop_assert_eq!(it.supervisor.poll_timeout(), None);
@@ -470,7 +499,7 @@ mod tests {
             }
             if it.undoing {
                 it.undoing = false;
-                it.give(Input::Undone);
+                it.give(Input::Undone(None));
             }
             it.give(Input::Connect);
             let mut attempts = 0;
@@ -515,8 +544,8 @@ mod tests {
         /// One input of any kind, as the shell would give it.
         fn step(&mut self, input: Input) {
             match input {
-                Input::Undone if !self.undoing => return,
-                Input::Undone => self.undoing = false,
+                Input::Undone(_) if !self.undoing => return,
+                Input::Undone(_) => self.undoing = false,
                 Input::Timeout => {
                     if let Some(due) = self.supervisor.poll_timeout() {
                         self.now.mono = due;
@@ -555,7 +584,8 @@ mod tests {
             (0u64..3, 0u64..3).prop_map(|(sent, received)| Input::Counters(Counters { sent, received })),
             Just(network_cause()),
             Just(Input::Lost(Cause { problem: Problem::new(code::REVOKED), verdict: true, not_before: None })),
-            Just(Input::Undone),
+            Just(Input::Undone(None)),
+            Just(Input::Undone(Some(Problem::new(code::SYSTEM)))),
             Just(Input::Timeout),
             Just(Input::Timeout),
         ]

@@ -62,6 +62,27 @@ fn split_routes_leave_the_rest_alone() {
 }
 
 #[test]
+fn a_network_that_is_excluded_twice_or_carried_too_stays_outside() {
+    in_namespace(async |bench| {
+        let before = bench.routing();
+        let nets = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<_>>();
+        let plan = Plan {
+            ipv6: None,
+            routes: nets(&["0.0.0.0/0", "203.0.113.0/24"]),
+            excluded: nets(&["203.0.113.0/24", "203.0.113.7/24", "::/0"]),
+            ..plan()
+        };
+        let guard = RouteGuard::apply(&plan, &mut bench.journal).await.unwrap();
+        assert!(bench.ip("route get 203.0.113.9").contains("dev lan0"));
+        assert!(bench.ip("route get 198.51.100.1").contains("dev culvert0"));
+        assert!(bench.ip("-6 route get 2001:db8::1").contains("dev lan0"), "excluded, so not refused");
+        guard.undo(&mut bench.journal).await.unwrap();
+        bench.ip("link del culvert0");
+        assert_eq!(bench.routing(), before);
+    });
+}
+
+#[test]
 fn a_killed_helpers_rules_are_removed_by_the_next_start() {
     in_namespace(async |bench| {
         bench.set_sysctl("net/ipv4/conf/lan0/rp_filter", "1");

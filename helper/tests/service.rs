@@ -15,6 +15,7 @@ use culvert_protocol::{
 };
 use culvert_tunnel::identity::{Authority, Credential, DeviceId, DeviceKey, Pin};
 use culvert_tunnel::invitation::{Invitation, InvitationId, Secret};
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tokio::time::timeout;
 
@@ -189,11 +190,12 @@ async fn a_second_helper_steps_back_and_a_dead_ones_socket_is_taken_over() {
 
 #[tokio::test]
 async fn a_stopped_helper_takes_its_socket_with_it() {
-    let mut helper = Helper::start();
-    let pid = rustix::process::Pid::from_child(&helper.child);
-    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-    assert!(helper.child.wait().unwrap().success());
-    assert!(!helper.socket.exists());
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
+        let mut helper = Helper::start();
+        kill_process(Pid::from_child(&helper.child), signal).unwrap();
+        assert!(helper.child.wait().unwrap().success(), "{signal:?}");
+        assert!(!helper.socket.exists(), "{signal:?}");
+    }
 }
 
 #[tokio::test]

@@ -94,6 +94,53 @@ fn a_gateway_that_comes_back_is_found_again_and_traffic_is_held_meanwhile() {
 }
 
 #[test]
+fn an_impostor_cannot_end_a_session_so_that_its_traffic_leaks() {
+    in_namespaces(async |bench| {
+        let gateway = bench.gateway(Answer::Welcome);
+        let mut client = bench.client().await;
+        client.request(Request::Connect { profile: None }).await.unwrap();
+        bench.reaches(&mut client, "connected").await;
+        gateway.stop().await;
+        let mallory = Authority::create("Mallory", SystemTime::now()).unwrap();
+        let real = std::mem::replace(&mut bench.authority, mallory);
+        let impostor = bench.gateway(Answer::Welcome);
+        let met = async {
+            loop {
+                let state = bench.status(&mut client).await.state;
+                match state {
+                    State::Reconnecting { cause, .. } if cause.code == code::WRONG_SERVER => return,
+                    State::Reconnecting { .. } | State::Connected { .. } => client.next_event().await.unwrap(),
+                    state => panic!("{state:?}"),
+                };
+            }
+        };
+        timeout(Duration::from_secs(30), met).await.expect("the impostor is met");
+        assert!(bench.read(&["ip", "route", "get", "198.51.100.1"]).contains("dev culvert0"), "held, not leaked");
+        impostor.stop().await;
+        bench.authority = real;
+        let _gateway = bench.gateway(Answer::Welcome);
+        bench.reaches(&mut client, "connected").await;
+    });
+}
+
+#[test]
+fn a_gateway_that_moves_is_found_at_its_new_address() {
+    in_namespaces(async |bench| {
+        let gateway = bench.gateway(Answer::Welcome);
+        let mut client = bench.client().await;
+        client.request(Request::Connect { profile: None }).await.unwrap();
+        bench.reaches(&mut client, "connected").await;
+        gateway.stop().await;
+        succeed(Command::new("ip").args(["addr", "add", "192.0.2.3/24", "dev", "net0"]));
+        fs::write(bench.dir.path().join("hosts"), "192.0.2.3 gateway.example\n").unwrap();
+        let _gateway = bench.gateway_at("192.0.2.3:4433", Answer::Welcome);
+        bench.reaches(&mut client, "reconnecting").await;
+        let status = bench.reaches(&mut client, "connected").await;
+        assert_eq!(status.gateway.unwrap().remote, Some("192.0.2.3:4433".parse().unwrap()));
+    });
+}
+
+#[test]
 fn a_revoked_device_is_told_so_in_the_gateways_words_and_does_not_try_again() {
     in_namespaces(async |bench| {
         let before = bench.machine();
@@ -141,11 +188,38 @@ fn a_terminated_helper_undoes_everything_first() {
     in_namespaces(async |bench| {
         let before = bench.machine();
         let _gateway = bench.gateway(Answer::Welcome);
+        for signal in [Signal::TERM, Signal::HUP] {
+            let mut client = bench.client().await;
+            client.request(Request::Connect { profile: None }).await.unwrap();
+            bench.reaches(&mut client, "connected").await;
+            kill_process(Pid::from_child(&bench.helper), signal).unwrap();
+            assert!(bench.helper.wait().unwrap().success(), "{signal:?}");
+            assert_eq!(bench.machine(), before, "{signal:?}");
+            bench.start_helper();
+        }
+    });
+}
+
+#[test]
+fn a_resolver_that_cannot_be_put_back_is_told_and_put_back_by_the_next_start() {
+    in_namespaces(async |bench| {
+        let before = bench.machine();
+        let _gateway = bench.gateway(Answer::Welcome);
         let mut client = bench.client().await;
         client.request(Request::Connect { profile: None }).await.unwrap();
         bench.reaches(&mut client, "connected").await;
+        bench.read(&["mount", "-o", "remount,bind,ro", "/etc/resolv.conf"]);
+        client.request(Request::Disconnect).await.unwrap();
+        let status = bench.reaches(&mut client, "failed").await;
+        let State::Failed { problem } = status.state else { panic!() };
+        assert_eq!(problem.code, code::SYSTEM);
+        assert!(problem.cause.contains("/etc/resolv.conf"), "{problem}");
+        assert!(!bench.read(&["ip", "rule"]).contains("fwmark"), "the rest is undone");
+        bench.read(&["mount", "-o", "remount,bind,rw", "/etc/resolv.conf"]);
         kill_process(Pid::from_child(&bench.helper), Signal::TERM).unwrap();
         assert!(bench.helper.wait().unwrap().success());
+        bench.start_helper();
+        bench.client().await;
         assert_eq!(bench.machine(), before);
     });
 }
@@ -245,9 +319,9 @@ impl Bench {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let authority = Authority::create("Acme", SystemTime::now()).unwrap();
-        let resolver = dir.path().join("resolv.conf");
-        fs::write(&resolver, RESOLVER).unwrap();
-        let holder = hold_namespaces(&resolver);
+        fs::write(dir.path().join("resolv.conf"), RESOLVER).unwrap();
+        fs::write(dir.path().join("hosts"), "192.0.2.1 gateway.example\n").unwrap();
+        let holder = hold_namespaces(dir.path());
         let pid = holder.id().to_string();
         for command in [
             "ip link set lo up",
@@ -280,8 +354,13 @@ impl Bench {
         self.helper = start_helper(self.dir.path(), &self.holder);
     }
 
-    /// Starts a gateway on 192.0.2.1:4433; its inner side is `gw0`, 100.77.0.1 and fd00:77::1.
+    /// Starts a gateway on 192.0.2.1:4433.
     fn gateway(&self, answer: Answer) -> Gateway {
+        self.gateway_at("192.0.2.1:4433", answer)
+    }
+
+    /// Starts a gateway; its inner side is `gw0`, 100.77.0.1 and fd00:77::1.
+    fn gateway_at(&self, address: &str, answer: Answer) -> Gateway {
         let now = SystemTime::now();
         let credential = self.authority.issue_server(&["192.0.2.1".into()], now).unwrap();
         let transport = ServerTransport::new(
@@ -303,7 +382,7 @@ impl Bench {
             succeed(Command::new("ip").args(command.split(' ')));
         }
         let config = ShardConfig {
-            socket: bind("192.0.2.1:4433".parse().unwrap(), SocketOptions::default()).unwrap(),
+            socket: bind(address.parse().unwrap(), SocketOptions::default()).unwrap(),
             device: Some(device),
             role: Role::Gateway { transport, routing: Routing::default(), policy: Arc::new(policy) },
             cids: CidKey::random(),
@@ -450,13 +529,16 @@ fn welcome(seen_as: SocketAddr) -> Welcome {
     }
 }
 
-/// A process in a network and mount namespace of its own, where /etc/resolv.conf is `resolver`.
-fn hold_namespaces(resolver: &Path) -> Child {
+/// A process in a network and mount namespace of its own, where /etc/resolv.conf and /etc/hosts are
+/// the files of these names in `dir`.
+fn hold_namespaces(dir: &Path) -> Child {
     let run = || {
         // SAFETY: only this thread's namespaces change; it ends right after the fork.
         unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET | UnshareFlags::NEWNS) }.unwrap();
         succeed(Command::new("mount").args(["--make-rprivate", "/"]));
-        succeed(Command::new("mount").arg("--bind").arg(resolver).arg("/etc/resolv.conf"));
+        for name in ["resolv.conf", "hosts"] {
+            succeed(Command::new("mount").arg("--bind").arg(dir.join(name)).arg(format!("/etc/{name}")));
+        }
         Command::new("sleep").arg("600").spawn().unwrap()
     };
     std::thread::scope(|scope| scope.spawn(run).join()).unwrap()
@@ -477,7 +559,7 @@ fn profile(authority: &Authority) -> Profile {
     Profile {
         name: String::new(),
         gateway: "Acme".into(),
-        endpoints: vec!["192.0.2.1:4433".into()],
+        endpoints: vec!["gateway.example:4433".into()],
         server_name: "192.0.2.1".into(),
         device_id,
         device_name: "test".into(),

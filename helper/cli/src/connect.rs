@@ -46,10 +46,13 @@ pub(crate) async fn disconnect(socket: &Path, patience: Duration) -> Result<Exit
     client.forget_events();
     let undone = async {
         let mut state = status.state;
-        while !matches!(state, State::Disconnected | State::NotEnrolled) {
-            state = next_state(&mut client).await?;
+        loop {
+            match state {
+                State::Disconnected | State::NotEnrolled => return Ok::<(), Failure>(()),
+                State::Failed { problem } => return Err(problem.into()), // something could not be undone
+                _ => state = next_state(&mut client).await?,
+            }
         }
-        Ok::<(), Failure>(())
     };
     timeout(patience, undone).await.map_err(|_| {
         Problem::new(code::SYSTEM).because("The helper is still undoing its changes").hint("See culvert status")

@@ -6,19 +6,23 @@ use std::process::ExitCode;
 
 use culvert_protocol::{Event, MAX_FRAME, Problem, Request, code};
 use time::OffsetDateTime;
+use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use crate::failure::Failure;
 use crate::{Enrol, dial, output, show};
 
 pub(crate) async fn enrol(socket: &Path, arguments: Enrol) -> Result<ExitCode, Failure> {
-    let mut client = dial(socket).await?; // before anybody types an invitation for nothing
     let given = arguments.invitation.filter(|invitation| invitation != "-");
     let on_command_line = given.is_some();
     let invitation = match given {
         Some(invitation) => invitation,
-        None => read_invitation()?,
+        None => {
+            drop(dial(socket).await?); // so that nobody types an invitation for nothing
+            read_aside().await?
+        }
     };
+    let mut client = dial(socket).await?; // only now: the helper hangs up on callers that say nothing for long
     let request = Request::Enrol { invitation, device_name: arguments.name };
     let late = |_| {
         let sentence = format!("No end of the enrolment after {} s", arguments.timeout.as_secs_f32());
@@ -38,6 +42,14 @@ pub(crate) async fn enrol(socket: &Path, arguments: Enrol) -> Result<ExitCode, F
     output::text(&format!("Enrolled with {gateway} as {device} (profile {profile}, access until {until})"))?;
     output::message("Connect with: culvert connect");
     Ok(ExitCode::SUCCESS)
+}
+
+/// Reads on a thread of its own, so that Ctrl-C is heard meanwhile. A plain one: the runtime would
+/// wait for a blocking task of its own before the process may end.
+async fn read_aside() -> Result<String, Failure> {
+    let (tell, told) = oneshot::channel();
+    std::thread::spawn(move || tell.send(read_invitation()));
+    told.await.map_err(|_| Problem::new(code::INTERNAL))?
 }
 
 /// The whole of stdin; on a terminal one line, after a word of what is wanted.

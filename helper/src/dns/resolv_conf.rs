@@ -5,7 +5,7 @@
 //! with the same bytes, mode and owner, and only while it still holds what we wrote.
 
 use std::fs::{self, OpenOptions, Permissions};
-use std::io::{self, Write};
+use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::Path;
 
@@ -40,7 +40,7 @@ pub(super) fn apply(wanted: &Servers, journal: &mut Journal) -> io::Result<Outco
             )));
         }
         Ok(meta) => Some((fs::read(path)?, meta)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) if error.kind() == ErrorKind::NotFound => None,
         Err(error) => return Err(error),
     };
     let set = text(wanted, before.as_ref().map(|(bytes, _)| bytes.as_slice()));
@@ -69,7 +69,7 @@ pub(super) fn restore(change: &ResolverFile) -> io::Result<()> {
     let _ = fs::remove_file(temporary(&change.path)); // of a crash between write and rename
     let now = match fs::read(&change.path) {
         Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error),
     };
     // A crash in the middle of a write in place leaves a beginning of our text, or nothing.
@@ -122,8 +122,19 @@ fn write(change: &ResolverFile, bytes: &[u8]) -> io::Result<()> {
         fs::rename(&temporary, &change.path)
     })();
     let Err(error) = replaced else { return Ok(()) };
-    tracing::debug!(%error, "the resolver file cannot be replaced, so it is written in place");
     let _ = fs::remove_file(&temporary);
+    // Only where a replacement can never work: in place the old text is gone before the new is
+    // there, which on a full disk would leave neither.
+    if !matches!(
+        error.kind(),
+        ErrorKind::ResourceBusy
+            | ErrorKind::CrossesDevices
+            | ErrorKind::ReadOnlyFilesystem
+            | ErrorKind::PermissionDenied
+    ) {
+        return Err(error);
+    }
+    tracing::debug!(%error, "the resolver file cannot be replaced, so it is written in place");
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(change.mode).open(&change.path)?;
     file.write_all(bytes)?;
     file.sync_all()
@@ -201,6 +212,18 @@ mod tests {
         assert!(bench.wanted.file.exists());
         guard.undo(&mut journal).unwrap();
         assert!(!bench.wanted.file.exists());
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_replaced_for_another_reason_is_not_touched() {
+        let bench = Bench::new();
+        fs::write(&bench.wanted.file, "nameserver 192.0.2.1\n").unwrap();
+        // As a full disk would, this fails before the rename; in place it would "work".
+        fs::create_dir(temporary(&bench.wanted.file)).unwrap();
+        let mut journal = bench.journal();
+        apply(&bench.wanted, &mut journal).unwrap_err();
+        assert_eq!(fs::read_to_string(&bench.wanted.file).unwrap(), "nameserver 192.0.2.1\n");
+        assert_eq!(journal.in_force(), []);
     }
 
     #[test]

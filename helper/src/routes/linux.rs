@@ -79,14 +79,9 @@ impl Routes {
         let entry = journal.record(policy.clone())?;
         self.made.push((entry, policy));
         // Routes before rules: there is no moment in which the rules point to an empty table.
-        for destination in plan.carried() {
-            net.add_route(route(destination, RouteType::Unicast, Some(index), plan.fwmark)).await?;
-        }
-        for destination in &plan.excluded {
-            net.add_route(route(*destination, RouteType::Throw, None, plan.fwmark)).await?;
-        }
-        if plan.refuses_v6() && v6_here {
-            net.add_route(route(default_v6(), RouteType::Unreachable, None, plan.fwmark)).await?;
+        for (destination, kind) in destinations(plan, v6_here) {
+            let interface = (kind == RouteType::Unicast).then_some(index);
+            net.add_route(route(destination, kind, interface, plan.fwmark)).await?;
         }
         for family in families(v6_here) {
             for rule in rules(family, plan.fwmark, plan.fwmark) {
@@ -181,6 +176,20 @@ fn families(v6_here: bool) -> impl Iterator<Item = AddressFamily> {
     [AddressFamily::Inet, AddressFamily::Inet6]
         .into_iter()
         .filter(move |family| v6_here || *family == AddressFamily::Inet)
+}
+
+/// What our table says, each destination once: the kernel refuses a second route to it. A
+/// destination that is both excluded and carried is excluded.
+fn destinations(plan: &Plan, v6_here: bool) -> Vec<(IpNet, RouteType)> {
+    let mut excluded: Vec<IpNet> = plan.excluded.iter().map(IpNet::trunc).collect();
+    excluded.sort();
+    excluded.dedup();
+    let carried = plan.carried().into_iter().map(|net| (net, RouteType::Unicast));
+    let refused = plan.refuses_v6().then(|| (default_v6(), RouteType::Unreachable));
+    let mut all: Vec<_> = carried.chain(refused).filter(|(net, _)| !excluded.contains(net)).collect();
+    all.extend(excluded.into_iter().map(|net| (net, RouteType::Throw)));
+    all.retain(|(net, _)| v6_here || matches!(net, IpNet::V4(_)));
+    all
 }
 
 /// The two rules of one family, in the order in which they are added.
@@ -409,4 +418,27 @@ fn interfaces_v4() -> Result<Vec<String>, RouteError> {
         .map_err(|error| RouteError::Kernel { doing: "reading the interfaces", error })?;
     let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
     Ok(names.filter(|name| name != "default").map(|name| format!("net/ipv4/conf/{name}/rp_filter")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_without_ipv6_gets_no_ipv6_routes() {
+        let plan = Plan {
+            device: "culvert0".into(),
+            ipv4: "100.77.0.2".parse().unwrap(),
+            ipv6: Some("fd00:77::2".parse().unwrap()),
+            mtu_bytes: 1280,
+            routes: vec!["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()],
+            excluded: vec!["2001:db8::/32".parse().unwrap()],
+            networks: vec!["fd00:77::/64".parse().unwrap()],
+            fwmark: 1,
+        };
+        assert_eq!(destinations(&plan, false), [("0.0.0.0/0".parse().unwrap(), RouteType::Unicast)]);
+        assert_eq!(destinations(&plan, true).len(), 4);
+        let without = Plan { ipv6: None, ..plan };
+        assert_eq!(destinations(&without, false), [("0.0.0.0/0".parse().unwrap(), RouteType::Unicast)]);
+    }
 }
