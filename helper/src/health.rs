@@ -63,6 +63,11 @@ impl Health {
         self.next = now + if self.busy { BUSY_EVERY } else { IDLE_EVERY };
     }
 
+    /// Packets go out, perhaps after a rest: whether anything comes back is seen to soon.
+    pub fn on_sending(&mut self, now: Instant) {
+        self.next = self.next.min(now + BUSY_EVERY);
+    }
+
     /// Looks at the counters; may ask for an echo.
     pub fn on_counters(&mut self, counters: Counters, now: Instant) -> Option<Action> {
         let (sending, receiving) = (counters.sent > self.last.sent, counters.received > self.last.received);
@@ -106,6 +111,25 @@ impl Health {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_dead_link_is_found_soon_after_the_first_packet_that_follows_a_rest() {
+        let start = Instant::now();
+        let at = |seconds: u64| start + Duration::from_secs(seconds);
+        let mut health = Health::new(start);
+        health.on_counters(Counters::default(), at(1));
+        assert_eq!(health.poll_timeout(), at(20), "it rests");
+        health.on_sending(at(6));
+        let mut now = health.poll_timeout();
+        assert_eq!(now, at(7));
+        let mut sent = 1;
+        while health.on_timeout(now) != Verdict::Dead {
+            health.on_counters(Counters { sent, received: 0 }, now);
+            sent += 1;
+            now = health.poll_timeout();
+        }
+        assert!(now <= at(11), "dead after {:?}", now - at(6));
+    }
 
     #[test]
     fn an_idle_link_is_tested_every_twenty_seconds_and_left_alone_in_between() {

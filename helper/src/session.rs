@@ -318,6 +318,7 @@ impl Session {
                 }
                 None
             }
+            Event::Sending { link } => self.is_live(link).then_some(Input::Sending),
             Event::InnerMtu { .. } => None, // the shard sets its device's MTU itself
             Event::Closed { link, down, remote, .. } => self.on_closed(link, &down, remote).await,
             Event::DeviceGone { os_error } => {

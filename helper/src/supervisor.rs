@@ -49,6 +49,8 @@ pub enum Input {
     Ready,
     /// An echo came back through the tunnel.
     Echo,
+    /// Packets go out on a link that may have rested.
+    Sending,
     /// What has crossed so far; answers [`Action::Inspect`].
     Counters(Counters),
     /// The attempt or the link ended.
@@ -184,6 +186,12 @@ impl Supervisor {
             }
             Input::Ready => self.on_ready(now),
             Input::Echo => self.on_echo(now),
+            Input::Sending => {
+                if let Phase::Up { health, .. } = &mut self.phase {
+                    health.on_sending(now.mono);
+                }
+                vec![]
+            }
             Input::Counters(counters) => match &mut self.phase {
                 Phase::Up { health, .. } => health.on_counters(counters, now.mono).into_iter().collect(),
                 _ => vec![],

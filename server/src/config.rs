@@ -15,7 +15,7 @@ use std::time::Duration;
 use culvert_tunnel::congestion::Congestion;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use tracing_subscriber::filter::Targets;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 
 pub use endpoint::{Endpoint, NotAnEndpoint};
 pub use keys::{CONFIG_VARIABLE, KEYS, Key, Kind};
@@ -242,7 +242,9 @@ impl Config {
             _ => None,
         });
         let log_level = read.text("log", "level", "a level (error, warn, info, debug, trace) or directives", |text| {
-            text.parse::<Targets>().ok()
+            // `Targets` takes any word for a module: a misspelt level would silence everything.
+            let known = |part: &str| part.contains('=') || part.trim().parse::<LevelFilter>().is_ok();
+            text.split(',').all(known).then(|| text.parse::<Targets>().ok()).flatten()
         });
         let state_dir = read.text("state", "dir", "an absolute path", absolute);
         let control_socket = read.text("control", "socket", "an absolute path of at most 100 bytes", |text| {

@@ -163,7 +163,7 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
                 self.on_closed(link, &down, remote, established, &stats);
             }
             // A gateway sends no echoes, follows no MTU of its own, and `run` takes the last.
-            Event::Echo { .. } | Event::InnerMtu { .. } | Event::DeviceGone { .. } => {}
+            Event::Echo { .. } | Event::InnerMtu { .. } | Event::Sending { .. } | Event::DeviceGone { .. } => {}
         }
     }
 

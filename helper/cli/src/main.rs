@@ -37,7 +37,7 @@ Exit codes:
 
 /// Controls the Culvert VPN of this machine.
 #[derive(Parser, Debug)]
-#[command(name = "culvert", after_help = EXIT_CODES, disable_help_subcommand = false)]
+#[command(name = "culvert", version, after_help = EXIT_CODES, disable_help_subcommand = false)]
 struct Arguments {
     /// The helper's Unix socket.
     #[arg(long, global = true, env = "CULVERT_SOCKET", default_value = DEFAULT_SOCKET)]

@@ -18,7 +18,7 @@ pub(crate) fn headline(state: &State, gateway: &str) -> String {
         State::Disconnected => "Not connected".into(),
         State::Connecting { step } => format!("Connecting to {gateway}… ({})", step.sentence()),
         State::Connected { .. } => format!("Connected to {gateway}"),
-        State::Reconnecting { .. } => format!("Reconnecting to {gateway}… traffic is held back"),
+        State::Reconnecting { .. } => format!("Reconnecting to {gateway}…"),
         State::Offline => "No network".into(),
         State::PortalSignIn => "Sign-in needed".into(),
         State::Blocked { .. } => "Blocked: there is no tunnel, and traffic is held back".into(),
@@ -41,7 +41,16 @@ pub(crate) fn change(state: &State, gateway: &str, at: Timestamp) -> String {
 pub(crate) fn status(status: &Status, now: Timestamp) -> String {
     let gateway = status.gateway.as_ref();
     let name = gateway.map_or("the gateway", |gateway| gateway.name.as_str());
-    let mut lines = vec![headline(&status.state, name)];
+    let mut first = headline(&status.state, name);
+    if matches!(status.state, State::Reconnecting { .. }) {
+        // Routes stay while a session is looked for again; before the first one there are none.
+        first.push_str(if status.protection.is_some() {
+            " traffic is held back"
+        } else {
+            " traffic goes past the tunnel"
+        });
+    }
+    let mut lines = vec![first];
     let mut row = |label: &str, value: String| lines.push(format!("    {:<13}{value}", format!("{label}:")));
     if let Some(gateway) = gateway {
         let host = gateway.endpoint.rsplit_once(':').map_or(gateway.endpoint.as_str(), |(host, _)| host);

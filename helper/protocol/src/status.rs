@@ -36,7 +36,8 @@ pub enum State {
         #[serde(with = "time::serde::rfc3339")]
         since: Timestamp,
     },
-    /// The link is gone, or an attempt failed for a cause that time may heal; traffic is held back.
+    /// The link is gone, or an attempt failed for a cause that time may heal. Traffic is held back while
+    /// `protection` is there; before the first session nothing is in force.
     Reconnecting {
         /// Why the last link or attempt ended.
         cause: Problem,

@@ -140,6 +140,8 @@ impl Initialised {
     /// For people.
     pub fn text(&self, dry_run: bool) -> String {
         let mut text = String::new();
+        let usual = self.config == Path::new(crate::config::DEFAULT_PATH);
+        let flag = if usual { String::new() } else { format!(" --config {}", self.config.display()) };
         let head = match (self.changed, dry_run && self.ca_pin.is_none()) {
             (true, _) => "This gateway is ready.",
             (false, true) => "This would be the gateway; nothing was changed.",
@@ -159,8 +161,14 @@ impl Initialised {
         if self.changed {
             let _ = writeln!(
                 text,
-                "Open {}/udp in the firewall of your provider, then start it: culvert-server run",
-                self.port
+                "Open {}/udp in the firewall of your provider, then start it: culvert-server{} run",
+                self.port, flag
+            );
+        } else if !dry_run {
+            let _ = writeln!(
+                text,
+                "To invite somebody: culvert-server{flag} invite NAME. To change the gateway, edit {}.",
+                self.config.display()
             );
         }
         if let Some(invited) = &self.invited {

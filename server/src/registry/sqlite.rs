@@ -382,6 +382,8 @@ mod result_code {
     pub(super) const BUSY: u32 = 5;
     pub(super) const READONLY: u32 = 8;
     pub(super) const CORRUPT: u32 = 11;
+    /// What a full tmpfs comes to when SQLite grows its shared memory.
+    pub(super) const IOERR_SHMSIZE: u32 = 10 | 19 << 8;
     pub(super) const FULL: u32 = 13;
     pub(super) const CANTOPEN: u32 = 14;
     pub(super) const NOTADB: u32 = 26;
@@ -393,6 +395,9 @@ fn from_sqlx(error: sqlx::Error) -> RegistryError {
         sqlx::Error::PoolTimedOut => Some(result_code::BUSY),
         _ => None,
     };
+    if code == Some(result_code::IOERR_SHMSIZE) {
+        return RegistryError::DiskFull;
+    }
     match code.map(|code| code & 0xff) {
         Some(result_code::FULL) => RegistryError::DiskFull,
         Some(result_code::BUSY) => RegistryError::Busy,
