@@ -2,6 +2,7 @@
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
@@ -46,14 +47,25 @@ struct Run {
     #[arg(long, default_value = "0x6376", value_parser = mark)]
     fwmark: u32,
     /// Name of the tunnel interface.
-    #[arg(long, default_value = "culvert0")]
+    #[arg(long, default_value = "culvert0", value_parser = device_name)]
     device_name: String,
     /// What to log to stderr: a level, or filters as in `info,culvert_helper=debug`.
     #[arg(long, default_value = "info")]
     log_level: String,
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
+    match start() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // One line, whatever RUST_BACKTRACE says.
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start() -> anyhow::Result<()> {
     let Arguments { command: Command::Run(run) } = Arguments::parse();
     let filter = EnvFilter::try_new(&run.log_level).context("--log-level")?;
     let colour = std::io::stderr().is_terminal();
@@ -69,10 +81,12 @@ async fn serve(run: Run) -> anyhow::Result<()> {
     // SIGHUP comes from a terminal that is closed.
     let stop = stop().context("signals")?;
     // The socket next: a second helper must notice before it touches the first one's changes.
-    let socket = Socket::bind(&run.socket).with_context(|| format!("cannot listen on {}", run.socket.display()))?;
-    let service = Service::open(run.state_dir.clone(), settings)
-        .await
-        .with_context(|| format!("cannot use the state directory {}", run.state_dir.display()))?;
+    let socket = Socket::bind(&run.socket).with_context(|| {
+        format!("cannot listen on {} (stop what listens there, or choose another with --socket)", run.socket.display())
+    })?;
+    let service = Service::open(run.state_dir.clone(), settings).await.with_context(|| {
+        format!("cannot use {} (run as root, or choose another with --state-dir)", run.state_dir.display())
+    })?;
     let (asked, requests) = mpsc::channel(CONNECTIONS);
     let shared = Shared { asked, changes: service.changes(), allowed: run.allowed.into() };
     tracing::info!(socket = %run.socket.display(), "ready");
@@ -95,6 +109,16 @@ fn stop() -> std::io::Result<impl Future<Output = ()>> {
             _ = hang_up.recv() => {}
         }
     })
+}
+
+/// What the kernel takes for an interface (`dev_valid_name`), less the odd characters.
+fn device_name(text: &str) -> Result<String, String> {
+    let usable = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+    if (1..=15).contains(&text.len()) && text.chars().all(usable) {
+        Ok(text.into())
+    } else {
+        Err("an interface name has 1 to 15 letters, digits, '-' or '_'".into())
+    }
 }
 
 /// A mark in decimal or, with `0x`, in hexadecimal. It names a routing table too, so the reserved
