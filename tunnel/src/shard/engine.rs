@@ -18,6 +18,7 @@ use quinn_proto::{
 };
 
 use crate::close::{Close, Down};
+use crate::device::Offload;
 use crate::filter::Policy;
 use crate::routing::Routing;
 use crate::segment::{Coalescer, SuperPacket};
@@ -307,6 +308,11 @@ impl Engine {
             }
         }
         None
+    }
+
+    /// A device was attached that takes super-packets as `offload` says.
+    pub fn on_attached(&mut self, offload: Offload) {
+        self.to_device.set_udp(offload.udp);
     }
 
     /// What the device should write. Call [`Self::clear_frames`] when it has.
