@@ -6,6 +6,8 @@
 //! additions with carry make 25 (AMD EPYC, one core, baseline x86-64, opt-level 3).
 //! Not here: which packets are looked at (`segment`).
 
+mod wide;
+
 use crate::packet::{Fragment, Header};
 
 /// TCP's protocol number (IANA).
@@ -30,15 +32,8 @@ impl Sum {
     #[must_use]
     pub fn bytes(self, bytes: &[u8]) -> Self {
         let (blocks, rest) = bytes.as_chunks::<32>();
-        let mut lanes = [0u64; 8];
-        for block in blocks {
-            let (words, _) = block.as_chunks::<4>();
-            for (lane, word) in lanes.iter_mut().zip(words) {
-                *lane += u64::from(u32::from_ne_bytes(*word));
-            }
-        }
         let (words, tail) = rest.as_chunks::<4>();
-        let mut sum = self.0 + lanes.iter().sum::<u64>();
+        let mut sum = self.0 + wide::blocks(blocks.as_flattened());
         for word in words {
             sum += u64::from(u32::from_ne_bytes(*word));
         }

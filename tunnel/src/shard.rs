@@ -45,8 +45,15 @@ const FRAMES_A_TURN: usize = 128;
 const DEVICE_BYTES_A_TURN: u64 = 512 * 1024;
 /// Bytes read from the device after which the network gets them: one GSO batch.
 const BATCH_BYTES: u64 = 60_000;
+/// How long a shard looks again after a turn that moved a few packets, before it sleeps: their answers
+/// are often close behind, and waking a sleeping core costs more than this.
+const LINGER: Duration = Duration::from_micros(50);
+/// More packets than these in a turn are a stream, which waits for nothing.
+const FEW: u64 = 8;
 /// How soon a full event channel is tried again.
 const UNTOLD_RETRY: Duration = Duration::from_millis(10);
+/// A `poll` that only looks.
+const NOT_AT_ALL: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 /// Commands a turn.
 const COMMANDS_A_TURN: usize = 256;
 
@@ -103,6 +110,7 @@ pub fn spawn<D: Device>(configs: Vec<ShardConfig<D>>) -> io::Result<Vec<RunningS
             udp,
             device: config.device,
             intake: Intake::default(),
+            moved: 0,
             device_mtu: None,
             mailbox,
             wakeup,
@@ -122,6 +130,8 @@ struct Shard<D: Device> {
     device: Option<D>,
     /// Where the device's frames are read into.
     intake: Intake,
+    /// Packets moved up to the last sleep.
+    moved: u64,
     /// The MTU last set on a client's device.
     device_mtu: Option<u16>,
     mailbox: mpsc::Receiver<Command<D>>,
@@ -169,8 +179,9 @@ impl<D: Device> Shard<D> {
             if ready.udp {
                 more |= self.read_udp(now);
             }
-            self.write_device();
-            if ready.device && !self.udp.is_blocked() {
+            let wrote = self.write_device();
+            // What was written is often answered at once: by the host itself, or by an acknowledgement.
+            if (ready.device || wrote) && !self.udp.is_blocked() {
                 more |= self.read_device(now);
                 self.write_device(); // ICMP answers
             }
@@ -269,10 +280,11 @@ impl<D: Device> Shard<D> {
         more
     }
 
-    fn write_device(&mut self) {
+    /// Returns true when there was something to write.
+    fn write_device(&mut self) -> bool {
         let frames = self.engine.frames();
         if frames.is_empty() {
-            return;
+            return false;
         }
         if let Some(device) = self.device.as_mut() {
             let taken = device.write_batch(frames);
@@ -289,6 +301,7 @@ impl<D: Device> Shard<D> {
             }
         }
         self.engine.clear_frames();
+        true
     }
 
     /// Returns true when the device may hold more. What fills a batch is sent at once: the far end
@@ -407,6 +420,7 @@ impl<D: Device> Shard<D> {
             let due = self.engine.poll_timeout().map(|due| due.saturating_duration_since(now));
             [due, untold].into_iter().flatten().min()
         };
+        let wait_for = wait;
         let wait = wait.map(|wait| Timespec { tv_sec: wait.as_secs() as i64, tv_nsec: i64::from(wait.subsec_nanos()) });
         let udp_flags = if self.udp.is_blocked() { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
         let device = self.device.as_ref().filter(|_| wants_device).and_then(Device::poll_fd);
@@ -417,6 +431,16 @@ impl<D: Device> Shard<D> {
             device.as_ref().map_or(PollFd::new(&self.wakeup, PollFlags::empty()), |fd| PollFd::new(fd, PollFlags::IN)),
         ];
         let polled = if device.is_some() { 3 } else { 2 };
+        // Look again for a little while; `wait` says how long there is nothing else to do.
+        let moved = self.engine.moved() - self.moved;
+        self.moved += moved;
+        let linger = now + wait_for.map_or(LINGER, |wait| wait.min(LINGER));
+        while (1..=FEW).contains(&moved) && Instant::now() < linger {
+            if matches!(poll(&mut fds[..polled], Some(&NOT_AT_ALL)), Ok(1..)) {
+                break;
+            }
+            std::thread::yield_now();
+        }
         match poll(&mut fds[..polled], wait.as_ref()) {
             Ok(_) => Ready {
                 mailbox: !fds[0].revents().is_empty(),

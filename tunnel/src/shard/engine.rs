@@ -382,6 +382,11 @@ impl Engine {
         !self.events.is_empty() || !self.notices.is_empty()
     }
 
+    /// Datagrams received and sent so far.
+    pub fn moved(&self) -> u64 {
+        self.stats.datagrams_in + self.stats.datagrams_out
+    }
+
     /// What other shards must take over.
     pub fn take_handovers(&mut self) -> Vec<Handover> {
         std::mem::take(&mut self.handovers)
