@@ -124,6 +124,15 @@ pub struct ShardInfo {
     pub retries: u64,
     /// Handshakes refused since too many were under way.
     pub handshakes_refused: u64,
+    /// Packets and datagrams handed to other shards.
+    #[serde(default)]
+    pub handed_out: u64,
+    /// Packets and datagrams taken over from other shards.
+    #[serde(default)]
+    pub handed_in: u64,
+    /// Packets and datagrams for which another shard had no room.
+    #[serde(default)]
+    pub handed_lost: u64,
 }
 
 impl From<&ShardStats> for ShardInfo {
@@ -135,6 +144,9 @@ impl From<&ShardStats> for ShardInfo {
             handshakes: stats.handshakes,
             retries: stats.retries,
             handshakes_refused: stats.handshakes_refused,
+            handed_out: stats.handed_out,
+            handed_in: stats.handed_in,
+            handed_lost: stats.handed_lost,
         }
     }
 }

@@ -151,7 +151,7 @@ pub async fn run(config: Config) -> Result<(), GatewayError> {
 
     let netlink = Netlink::open()?;
     check_overlap(&settings.pool, &netlink.local_networks().await?)?;
-    let shards = usize::from(config.shards.unwrap_or(1));
+    let shards = usize::from(config.shards.unwrap_or_else(automatic_shards));
     let sockets = bind(config.listen, shards)?;
     let control = ControlSocket::bind(&config.control_socket)?;
     let tuns = Tun::open(&config.device, shards)?;
@@ -300,6 +300,12 @@ fn warn_blocked(device: &str, settings: &Settings) {
         }
         Err(error) => tracing::warn!(%error, "cannot see whether another firewall drops forwarded packets"),
     }
+}
+
+/// One shard a core that this process may use (affinity and cgroup quotas count).
+fn automatic_shards() -> u8 {
+    const MOST: usize = 64;
+    std::thread::available_parallelism().map_or(1, |cores| cores.get().min(MOST)) as u8
 }
 
 fn check_capability() -> Result<(), GatewayError> {

@@ -10,6 +10,7 @@
 pub mod cid;
 mod ending;
 pub mod engine;
+pub mod handover;
 mod handshakes;
 mod hold_up;
 mod link;
@@ -24,7 +25,6 @@ use std::net::UdpSocket;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use quinn_proto::EcnCodepoint;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::sync::mpsc;
 
@@ -32,13 +32,14 @@ use crate::close::Close;
 use crate::device::Device;
 use crate::segment::Intake;
 use crate::shard::cid::CidKey;
-use crate::shard::engine::{Engine, Handover, Role};
+use crate::shard::engine::{Engine, Role};
+use crate::shard::handover::Ring;
 use crate::shard::mailbox::{COMMANDS, Command, EVENTS, Event, ShardHandle};
 use crate::shard::udp::Udp;
 use crate::shard::waker::Wakeup;
 
 /// `recvmmsg` calls a turn, so that one busy peer cannot starve the device.
-const RECEIVES_A_TURN: usize = 4;
+const RECEIVES_A_TURN: usize = 8;
 /// Device frames a turn: super-packets of up to 64 KiB, or many small ones.
 const FRAMES_A_TURN: usize = 128;
 /// Bytes of the device a turn.
@@ -48,14 +49,19 @@ const BATCH_BYTES: u64 = 60_000;
 /// How long a shard looks again after a turn that moved a few packets, before it sleeps: their answers
 /// are often close behind, and waking a sleeping core costs more than this.
 const LINGER: Duration = Duration::from_micros(50);
-/// More packets than these in a turn are a stream, which waits for nothing.
+/// More packets than these in a turn are a stream: what comes next is long on its way, and others may
+/// need the core.
 const FEW: u64 = 8;
+/// For so long after it a stream may go on.
+const STREAM: Duration = Duration::from_millis(2);
 /// How soon a full event channel is tried again.
 const UNTOLD_RETRY: Duration = Duration::from_millis(10);
 /// A `poll` that only looks.
 const NOT_AT_ALL: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 /// Commands a turn.
 const COMMANDS_A_TURN: usize = 256;
+/// Packets and datagrams taken over from other shards a turn.
+const HANDOVERS_A_TURN: usize = 1024;
 
 /// What a group of shards is made of.
 #[derive(Debug)]
@@ -95,6 +101,7 @@ pub fn spawn<D: Device>(configs: Vec<ShardConfig<D>>) -> io::Result<Vec<RunningS
         handles.push(ShardHandle { commands, waker });
         ends.push((mailbox, wakeup));
     }
+    let rings: Vec<Ring> = handles.iter().map(|handle| Ring::new(handle.waker.clone())).collect();
     let mut running = Vec::new();
     for (index, (config, (mailbox, wakeup))) in configs.into_iter().zip(ends).enumerate() {
         let shard = index as u8;
@@ -104,18 +111,20 @@ pub fn spawn<D: Device>(configs: Vec<ShardConfig<D>>) -> io::Result<Vec<RunningS
         if let Some(device) = &config.device {
             engine.on_attached(device.offload());
         }
-        let peers = handles.clone();
+        let rings = rings.clone();
         let shard = Shard {
             engine,
             udp,
             device: config.device,
             intake: Intake::default(),
             moved: 0,
+            streamed: None,
             device_mtu: None,
             mailbox,
             wakeup,
             told,
-            peers,
+            shard,
+            rings,
         };
         let thread = std::thread::Builder::new().name(format!("shard-{index}")).spawn(move || shard.run())?;
         running.push(RunningShard { handle: handles[index].clone(), events, thread });
@@ -132,12 +141,17 @@ struct Shard<D: Device> {
     intake: Intake,
     /// Packets moved up to the last sleep.
     moved: u64,
+    /// When a turn last moved many.
+    streamed: Option<Instant>,
     /// The MTU last set on a client's device.
     device_mtu: Option<u16>,
     mailbox: mpsc::Receiver<Command<D>>,
     wakeup: Wakeup,
     told: mpsc::Sender<Event>,
-    peers: Vec<ShardHandle<D>>,
+    /// This shard's number.
+    shard: u8,
+    /// Of every shard, by number.
+    rings: Vec<Ring>,
 }
 
 /// What is left in the mailbox.
@@ -176,6 +190,7 @@ impl<D: Device> Shard<D> {
                 }
                 more |= left_in_mailbox;
             }
+            more |= self.take_over(now);
             if ready.udp {
                 more |= self.read_udp(now);
             }
@@ -256,10 +271,6 @@ impl<D: Device> Shard<D> {
                 }
             }
             Command::Inspect(reply) => self.engine.inspect(reply),
-            Command::Deliver { link, packet } => self.engine.on_handed_packet(link, packet),
-            Command::Datagram { remote, ecn, payload } => {
-                self.engine.on_datagram(now, remote, None, EcnCodepoint::from_bits(ecn), payload);
-            }
             Command::Stop { .. } => {} // taken by `drain_mailbox`
         }
     }
@@ -273,6 +284,7 @@ impl<D: Device> Shard<D> {
                 engine.on_datagram(now, remote, local_ip, ecn, payload);
             });
             self.engine.settle(now);
+            self.write_frames(true);
             if !more {
                 break;
             }
@@ -280,27 +292,34 @@ impl<D: Device> Shard<D> {
         more
     }
 
-    /// Returns true when there was something to write.
+    /// Writes what is there. Returns true when that was something.
     fn write_device(&mut self) -> bool {
-        let frames = self.engine.frames();
-        if frames.is_empty() {
+        let wrote = self.write_frames(false);
+        self.engine.clear_frames();
+        wrote
+    }
+
+    /// Writes the frames in front, or only those that grow no more: the host works on them while the
+    /// next batch is decrypted.
+    fn write_frames(&mut self, full: bool) -> bool {
+        let frames = if full { self.engine.full_frames() } else { self.engine.frames() };
+        let count = frames.len();
+        if count == 0 {
             return false;
         }
         if let Some(device) = self.device.as_mut() {
-            let taken = device.write_batch(frames);
-            match taken {
+            match device.write_batch(frames) {
                 // A full TUN queue means the host's stack is behind: what does not fit is lost, as
                 // on any link; the inner flows adapt.
                 Ok(taken) => {
-                    let lost = frames.len() - taken;
-                    for _ in 0..lost {
+                    for _ in taken..count {
                         self.engine.stats_mut().dropped_device.count(&crate::packet::Dropped::QueueFull);
                     }
                 }
                 Err(error) => self.lose_device(&error),
             }
         }
-        self.engine.clear_frames();
+        self.engine.take_frames(count);
         true
     }
 
@@ -343,23 +362,47 @@ impl<D: Device> Shard<D> {
         self.engine.on_device_gone(error.raw_os_error().unwrap_or(0));
     }
 
-    fn hand_over(&mut self) {
-        for handover in self.engine.take_handovers() {
-            let (shard, command) = match handover {
-                Handover::Packet { link, packet } => (link.shard, Command::Deliver { link, packet }),
-                Handover::Datagram { shard, remote, ecn, payload } => {
-                    (shard, Command::Datagram { remote, ecn: ecn.map_or(0, |ecn| ecn as u8), payload })
-                }
+    fn ring(&self) -> &Ring {
+        &self.rings[usize::from(self.shard)]
+    }
+
+    /// Takes what other shards have handed over. Returns true when more is left.
+    fn take_over(&mut self, now: Instant) -> bool {
+        if self.rings.len() == 1 {
+            return false;
+        }
+        for _ in 0..HANDOVERS_A_TURN {
+            let Some(handover) = self.ring().take() else {
+                self.engine.settle(now);
+                return false;
             };
-            let taken = self.peers.get(usize::from(shard)).is_some_and(|peer| {
-                let taken = peer.commands.try_send(command).is_ok();
-                peer.waker.wake();
-                taken
-            });
-            if !taken {
-                self.engine.stats_mut().dropped_device.count(&crate::packet::Dropped::QueueFull);
+            self.engine.on_handover(now, handover);
+        }
+        self.engine.settle(now);
+        true
+    }
+
+    fn hand_over(&mut self) {
+        if self.rings.len() == 1 {
+            return;
+        }
+        let (mut given, mut lost) = (0, 0);
+        let mut wake = [false; 256];
+        for handover in self.engine.handovers() {
+            let shard = usize::from(handover.shard());
+            if self.rings.get(shard).is_some_and(|ring| ring.give(handover)) {
+                given += 1;
+                wake[shard] = true;
+            } else {
+                lost += 1;
             }
         }
+        for (ring, _) in self.rings.iter().zip(wake).filter(|(_, wake)| *wake) {
+            ring.wake();
+        }
+        let stats = self.engine.stats_mut();
+        stats.handed_out += given;
+        stats.handed_lost += lost;
     }
 
     fn transmit(&mut self, now: Instant) {
@@ -420,8 +463,8 @@ impl<D: Device> Shard<D> {
             let due = self.engine.poll_timeout().map(|due| due.saturating_duration_since(now));
             [due, untold].into_iter().flatten().min()
         };
-        let wait_for = wait;
-        let wait = wait.map(|wait| Timespec { tv_sec: wait.as_secs() as i64, tv_nsec: i64::from(wait.subsec_nanos()) });
+        // From here on the other shards wake this one.
+        let wait = if self.ring().fall_asleep() { wait } else { Some(Duration::ZERO) };
         let udp_flags = if self.udp.is_blocked() { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
         let device = self.device.as_ref().filter(|_| wants_device).and_then(Device::poll_fd);
         let mut fds = [
@@ -431,17 +474,24 @@ impl<D: Device> Shard<D> {
             device.as_ref().map_or(PollFd::new(&self.wakeup, PollFlags::empty()), |fd| PollFd::new(fd, PollFlags::IN)),
         ];
         let polled = if device.is_some() { 3 } else { 2 };
-        // Look again for a little while; `wait` says how long there is nothing else to do.
+        // Look again for a little while, but not in the middle of a stream.
         let moved = self.engine.moved() - self.moved;
         self.moved += moved;
-        let linger = now + wait_for.map_or(LINGER, |wait| wait.min(LINGER));
-        while (1..=FEW).contains(&moved) && Instant::now() < linger {
+        if moved > FEW {
+            self.streamed = Some(now);
+        }
+        let rests = self.streamed.is_none_or(|streamed| now > streamed + STREAM);
+        let linger = now + wait.map_or(LINGER, |wait| wait.min(LINGER));
+        while rests && moved > 0 && Instant::now() < linger {
             if matches!(poll(&mut fds[..polled], Some(&NOT_AT_ALL)), Ok(1..)) {
                 break;
             }
             std::thread::yield_now();
         }
-        match poll(&mut fds[..polled], wait.as_ref()) {
+        let wait = wait.map(|wait| Timespec { tv_sec: wait.as_secs() as i64, tv_nsec: i64::from(wait.subsec_nanos()) });
+        let polled = poll(&mut fds[..polled], wait.as_ref());
+        self.ring().awake();
+        match polled {
             Ok(_) => Ready {
                 mailbox: !fds[0].revents().is_empty(),
                 udp: !fds[1].revents().is_empty(),

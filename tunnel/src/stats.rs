@@ -97,6 +97,12 @@ pub struct ShardStats {
     pub retries: u64,
     /// Handshakes refused since too many were under way.
     pub handshakes_refused: u64,
+    /// Packets and datagrams handed to other shards.
+    pub handed_out: u64,
+    /// Packets and datagrams taken over from other shards.
+    pub handed_in: u64,
+    /// Packets and datagrams for which another shard had no room.
+    pub handed_lost: u64,
     /// Device packets for an address that no link holds, or that no link may send.
     pub dropped_device: Drops,
     /// Turns of the loop: one wake-up each.

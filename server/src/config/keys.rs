@@ -116,7 +116,7 @@ keys! {
 
     [tunnel]
     device: Text = r#""culvert0""#, "The interface's name, at most 15 bytes.";
-    shards: TextOrNumber = r#""auto""#, "Threads that carry packets, each with its own queue and socket; auto is 1.";
+    shards: TextOrNumber = r#""auto""#, "Threads that carry packets, each with its own queue and socket; auto is one a core.";
     congestion: Text = r#""none""#, "Controller around the datagrams: none, cubic or bbr.";
 
     [auth]

@@ -23,6 +23,8 @@ pub struct Coalescer {
     /// The first `used` are this batch; those behind keep their allocations for the next.
     frames: Vec<SuperPacket>,
     used: usize,
+    /// The first of these have been taken already.
+    taken: usize,
     /// At most [`FLOWS`].
     open: Vec<Open>,
     /// Which of `open` gives way next.
@@ -102,9 +104,26 @@ impl Coalescer {
         self.begin(&segment, packet);
     }
 
-    /// The frames of this batch, in the order in which they go to the device.
+    /// The frames of this batch that were not taken yet, in the order in which they go to the device.
     pub fn frames(&self) -> &[SuperPacket] {
-        self.frames.get(..self.used).unwrap_or_default()
+        self.frames.get(self.taken..self.used).unwrap_or_default()
+    }
+
+    /// Those at the front that grow no more, whatever comes.
+    pub fn full_frames(&self) -> &[SuperPacket] {
+        let end = self.open.iter().map(|open| open.frame).min().unwrap_or(self.used);
+        self.frames.get(self.taken..end).unwrap_or_default()
+    }
+
+    /// The first `count` of [`Self::frames`] are in the device's hands.
+    pub fn take(&mut self, count: usize) {
+        for frame in self.frames.iter_mut().skip(self.taken).take(count) {
+            frame.pieces.clear();
+        }
+        self.taken = (self.taken + count).min(self.used);
+        if self.taken == self.used {
+            self.clear();
+        }
     }
 
     /// Begins the next batch: gives the packets back and keeps the allocations.
@@ -112,7 +131,7 @@ impl Coalescer {
         for frame in self.frames.iter_mut().take(self.used) {
             frame.pieces.clear();
         }
-        self.used = 0;
+        (self.used, self.taken) = (0, 0);
         self.open.clear();
         // One burst of tiny packets must not be remembered for ever.
         self.frames.truncate(MOST_KEPT);

@@ -214,6 +214,36 @@ fn udp_without_a_checksum_or_for_another_device_stays_alone() {
 }
 
 #[test]
+fn frames_taken_while_others_grow_are_neither_lost_nor_reordered() {
+    let mut coalescer = Coalescer::new();
+    let (mut a, mut b) = (Tcp::example(true), Tcp { port: 9, ..Tcp::example(true) });
+    let mut taken = Vec::new();
+    let take = |coalescer: &mut Coalescer, all: bool, taken: &mut Vec<Bytes>| {
+        let frames = if all { coalescer.frames() } else { coalescer.full_frames() };
+        for frame in frames {
+            taken.extend(split_all(&frame.header, &concat(frame)).unwrap());
+        }
+        let count = frames.len();
+        coalescer.take(count);
+    };
+    let mut pushed = Vec::new();
+    for round in 0..300 {
+        for flow in [&mut a, &mut b] {
+            let packet = flow.next(&[round as u8; 1000]);
+            pushed.push(packet.clone());
+            coalescer.push(packet);
+        }
+        if round % 3 == 0 {
+            take(&mut coalescer, false, &mut taken);
+        }
+    }
+    assert!(taken.len() > 300, "{} were full before the end", taken.len());
+    take(&mut coalescer, true, &mut taken);
+    assert_eq!(by_flow(&taken), by_flow(&pushed));
+    assert!(coalescer.frames().is_empty());
+}
+
+#[test]
 fn nothing_overtakes_a_fragment() {
     let (header, frame) = udp_super_packet(true, &[3; 3000], 1000);
     let datagrams = split_all(&header, &frame).unwrap();

@@ -8,6 +8,7 @@ use std::hash::{DefaultHasher, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
+use aws_lc_rs::hmac;
 use quinn_proto::{ConnectionId, ConnectionIdGenerator, InvalidCid};
 
 /// Bytes of our connection IDs.
@@ -20,6 +21,7 @@ pub struct CidKey(Arc<Secret>);
 struct Secret {
     check: [u8; 16],
     mask: [u8; 256],
+    reset: Arc<hmac::Key>,
 }
 
 impl std::fmt::Debug for CidKey {
@@ -31,10 +33,18 @@ impl std::fmt::Debug for CidKey {
 impl CidKey {
     /// A key from the system's random numbers.
     pub fn random() -> Self {
-        let mut secret = Secret { check: [0; 16], mask: [0; 256] };
+        let mut reset = [0; 32];
+        aws_lc_rs::rand::fill(&mut reset).expect("the system has random numbers");
+        let reset = Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &reset));
+        let mut secret = Secret { check: [0; 16], mask: [0; 256], reset };
         aws_lc_rs::rand::fill(&mut secret.check).expect("the system has random numbers");
         aws_lc_rs::rand::fill(&mut secret.mask).expect("the system has random numbers");
         Self(Arc::new(secret))
+    }
+
+    /// The key of stateless resets (RFC 9000 section 10.3), the same for all shards.
+    pub(crate) fn reset_key(&self) -> Arc<hmac::Key> {
+        self.0.reset.clone()
     }
 
     /// The shard that made `cid`; `None` when this key did not.

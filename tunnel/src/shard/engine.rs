@@ -23,6 +23,7 @@ use crate::filter::Policy;
 use crate::routing::Routing;
 use crate::segment::{Coalescer, SuperPacket};
 use crate::shard::cid::{self, CidKey, ShardCids};
+use crate::shard::handover::Handover;
 use crate::shard::handshakes::Handshakes;
 use crate::shard::hold_up::HoldUp;
 use crate::shard::link::Link;
@@ -53,29 +54,6 @@ pub enum Role {
         routing: Routing,
         /// Which packets may cross.
         policy: Arc<Policy>,
-    },
-}
-
-/// What another shard of this gateway must take over.
-#[derive(Debug)]
-pub enum Handover {
-    /// A packet for one of its links.
-    Packet {
-        /// The link.
-        link: LinkId,
-        /// The packet.
-        packet: Bytes,
-    },
-    /// A datagram for one of its connections.
-    Datagram {
-        /// The shard that owns the connection.
-        shard: u8,
-        /// Who sent it.
-        remote: SocketAddr,
-        /// Its ECN mark.
-        ecn: Option<EcnCodepoint>,
-        /// The UDP payload.
-        payload: BytesMut,
     },
 }
 
@@ -120,7 +98,8 @@ impl Engine {
         may_discover_mtu: bool,
         rng_seed: Option<[u8; 32]>,
     ) -> Self {
-        let mut config = EndpointConfig::default();
+        // One key for all shards: whichever hears from a connection that was can say so.
+        let mut config = EndpointConfig::new(cids.reset_key());
         let generator = cids.clone();
         config.cid_generator(move || Box::new(ShardCids { key: generator.clone(), shard })).rng_seed(rng_seed);
         let server = match &role {
@@ -175,7 +154,7 @@ impl Engine {
             && let Some(shard) = cid::destination(&payload).and_then(|cid| self.cids.shard_of(cid))
             && shard != self.shard
         {
-            self.handovers.push(Handover::Datagram { shard, remote, ecn, payload });
+            self.handovers.push(Handover::Datagram { shard, remote, local_ip, ecn, payload });
             return;
         }
         let (long_header, mut response) = (is_long_header(&payload), Vec::new());
@@ -320,6 +299,16 @@ impl Engine {
         self.to_device.frames()
     }
 
+    /// Those of [`Self::frames`], at the front, that grow no more before the end of the turn.
+    pub fn full_frames(&mut self) -> &[SuperPacket] {
+        self.to_device.full_frames()
+    }
+
+    /// Forgets the first `count` frames.
+    pub fn take_frames(&mut self, count: usize) {
+        self.to_device.take(count);
+    }
+
     /// Forgets the frames.
     pub fn clear_frames(&mut self) {
         self.to_device.clear();
@@ -388,8 +377,19 @@ impl Engine {
     }
 
     /// What other shards must take over.
-    pub fn take_handovers(&mut self) -> Vec<Handover> {
-        std::mem::take(&mut self.handovers)
+    pub fn handovers(&mut self) -> std::vec::Drain<'_, Handover> {
+        self.handovers.drain(..)
+    }
+
+    /// Takes over what another shard has handed to this one. Call [`Self::settle`] after a batch.
+    pub fn on_handover(&mut self, now: Instant, handover: Handover) {
+        self.stats.handed_in += 1;
+        match handover {
+            Handover::Packet { link, packet } => self.on_handed_packet(link, packet),
+            Handover::Datagram { remote, local_ip, ecn, payload, .. } => {
+                self.on_datagram(now, remote, local_ip, ecn, payload);
+            }
+        }
     }
 
     /// The inner MTU of the client's active link, for its device.

@@ -7,7 +7,6 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use bytes::Bytes;
 use rustls::pki_types::CertificateDer;
 use tokio::sync::{mpsc, oneshot};
 
@@ -107,22 +106,6 @@ pub enum Command<D: Device> {
     Rebind(std::net::UdpSocket),
     /// Tells the counters.
     Inspect(oneshot::Sender<Inspection>),
-    /// A packet handed over by another shard, for one of this shard's links.
-    Deliver {
-        /// The link.
-        link: LinkId,
-        /// One inner packet, already checked by the sender's shard.
-        packet: Bytes,
-    },
-    /// A QUIC datagram that the kernel gave to another shard.
-    Datagram {
-        /// Who sent it.
-        remote: SocketAddr,
-        /// Its ECN bits.
-        ecn: u8,
-        /// The UDP payload.
-        payload: bytes::BytesMut,
-    },
     /// Closes every link with this code, sends what is due and ends the thread.
     Stop {
         /// Why.

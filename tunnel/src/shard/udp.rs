@@ -16,7 +16,7 @@ const BATCH_BYTES: usize = 65_536;
 /// a few bytes for long (a stream with a gap), and a peer must not pin a whole buffer with it.
 const SMALL_BATCH_BYTES: usize = 8 * 1024;
 /// Slots of one `recvmmsg`; each takes a whole GRO batch.
-const RECEIVE_SLOTS: usize = 8;
+const RECEIVE_SLOTS: usize = 4;
 /// The UDP socket with its buffers.
 #[derive(Debug)]
 pub(crate) struct Udp {

@@ -6,9 +6,10 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
-use super::{Engine, Handover, Role};
+use super::{Engine, Role};
 use crate::packet::{Dropped, Header};
 use crate::segment::{Frame, VnetHeader};
+use crate::shard::handover::Handover;
 use crate::shard::link::Sent;
 use crate::shard::mailbox::{Event, LinkId};
 use crate::{filter, icmp};
@@ -74,7 +75,7 @@ impl Engine {
     }
 
     /// A packet that another shard has routed and checked.
-    pub fn on_handed_packet(&mut self, id: LinkId, packet: Bytes) {
+    pub(super) fn on_handed_packet(&mut self, id: LinkId, packet: Bytes) {
         debug_assert_eq!(id.shard, self.shard);
         let found = Header::parse(&packet).and_then(|header| {
             let nobody = Dropped::NoSession { destination: header.dst() };
