@@ -8,6 +8,7 @@
 //! Not here: reading and writing the device (`device`).
 
 mod coalesce;
+mod cuttings;
 mod split;
 #[cfg(test)]
 mod tests;
@@ -17,6 +18,7 @@ use std::io::IoSlice;
 use bytes::Bytes;
 
 pub use coalesce::Coalescer;
+pub use cuttings::Cuttings;
 pub use split::{split, split_into};
 
 /// The virtio-net header of a TUN frame: `struct virtio_net_hdr` of linux/virtio_net.h (virtio 1.2

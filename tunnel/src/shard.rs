@@ -375,9 +375,20 @@ impl<D: Device> Shard<D> {
         let wait = wait.map(|wait| Timespec { tv_sec: wait.as_secs() as i64, tv_nsec: i64::from(wait.subsec_nanos()) });
         let udp_flags = if self.udp.is_blocked() { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
         let device = self.device.as_ref().filter(|_| wants_device).and_then(Device::poll_fd);
-        let mut fds = vec![PollFd::new(&self.wakeup, PollFlags::IN), PollFd::new(&self.udp.socket, udp_flags)];
-        fds.extend(device.as_ref().map(|fd| PollFd::new(fd, PollFlags::IN)));
-        match poll(&mut fds, wait.as_ref()) {
+        let (wakeup, udp) = (PollFd::new(&self.wakeup, PollFlags::IN), PollFd::new(&self.udp.socket, udp_flags));
+        // No list that grows: this is done every turn.
+        let (mut two, mut three);
+        let fds: &mut [PollFd<'_>] = match &device {
+            None => {
+                two = [wakeup, udp];
+                &mut two
+            }
+            Some(device) => {
+                three = [wakeup, udp, PollFd::new(device, PollFlags::IN)];
+                &mut three
+            }
+        };
+        match poll(fds, wait.as_ref()) {
             Ok(_) => Ready {
                 mailbox: !fds[0].revents().is_empty(),
                 udp: !fds[1].revents().is_empty(),

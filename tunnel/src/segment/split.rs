@@ -3,9 +3,9 @@
 //! Nothing in the virtio-net header is trusted but the kind and `gso_size`; header lengths come
 //! from the packet itself. What does not add up is [`Dropped::Malformed`].
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{BufMut, Bytes};
 
-use super::VnetHeader;
+use super::{Cuttings, VnetHeader};
 use crate::checksum::{Sum, TCP, UDP};
 use crate::packet::{Dropped, Fragment, Header};
 
@@ -22,37 +22,35 @@ const CWR: u8 = 0x80;
 /// # Errors
 /// [`Dropped::Malformed`] when headers and lengths contradict each other; nothing was emitted then.
 pub fn split(header: &VnetHeader, frame: &[u8], emit: &mut impl FnMut(Bytes)) -> Result<usize, Dropped> {
-    split_into(&mut BytesMut::new(), header, frame, emit)
+    split_into(&mut Cuttings::default(), header, frame, emit)
 }
 
-/// As [`split`], with packets cut from `buffer`: its allocation is used again once all packets
-/// cut from it are gone, and a fresh one (64 KiB if it began as large) is made when it is used up.
+/// As [`split`], with packets cut from `cuttings`, whose allocations are used again.
 ///
 /// # Errors
 /// As [`split`].
 pub fn split_into(
-    buffer: &mut BytesMut,
+    cuttings: &mut Cuttings,
     header: &VnetHeader,
     frame: &[u8],
     emit: &mut impl FnMut(Bytes),
 ) -> Result<usize, Dropped> {
     let malformed = Dropped::Malformed { len: frame.len() };
-    buffer.clear();
     match header.gso_type & !VnetHeader::GSO_ECN {
         VnetHeader::GSO_NONE => {
-            let packet = whole(buffer, header, frame).ok_or(malformed)?;
+            let packet = whole(cuttings, header, frame).ok_or(malformed)?;
             emit(packet);
             Ok(1)
         }
         kind => {
             let plan = Plan::new(kind, header, frame).ok_or(malformed)?;
-            Ok(plan.run(buffer, emit))
+            Ok(plan.run(cuttings, emit))
         }
     }
 }
 
 /// One packet, its checksum completed when the kernel left that to us.
-fn whole(buffer: &mut BytesMut, header: &VnetHeader, frame: &[u8]) -> Option<Bytes> {
+fn whole(cuttings: &mut Cuttings, header: &VnetHeader, frame: &[u8]) -> Option<Bytes> {
     let ip = Header::parse(frame).ok()?;
     let partial = header.flags & VnetHeader::NEEDS_CSUM != 0;
     let start = usize::from(header.csum_start);
@@ -61,7 +59,7 @@ fn whole(buffer: &mut BytesMut, header: &VnetHeader, frame: &[u8]) -> Option<Byt
     if partial && (start < ip.header_len() || field + 2 > frame.len()) {
         return None;
     }
-    buffer.reserve(frame.len());
+    let buffer = cuttings.room(frame.len());
     buffer.put_slice(frame);
     if partial {
         let sum = Sum::default().bytes(buffer.get(start..)?).checksum_nonzero();
@@ -108,10 +106,10 @@ impl<'a> Plan<'a> {
         Some(Self { head, payload, ip_len, protocol, size })
     }
 
-    fn run(&self, buffer: &mut BytesMut, emit: &mut impl FnMut(Bytes)) -> usize {
+    fn run(&self, cuttings: &mut Cuttings, emit: &mut impl FnMut(Bytes)) -> usize {
         // A super-packet without payload is still one packet.
         let segments = self.payload.len().div_ceil(self.size).max(1);
-        buffer.reserve(segments * self.head.len() + self.payload.len());
+        let buffer = cuttings.room(segments * self.head.len() + self.payload.len());
         for index in 0..segments {
             let at = index * self.size;
             let payload = self.payload.get(at..).unwrap_or_default();

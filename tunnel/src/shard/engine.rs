@@ -20,7 +20,7 @@ use quinn_proto::{
 use crate::close::{Close, Down};
 use crate::filter::Policy;
 use crate::routing::Routing;
-use crate::segment::{Coalescer, SuperPacket};
+use crate::segment::{Coalescer, Cuttings, SuperPacket};
 use crate::shard::cid::{self, CidKey, ShardCids};
 use crate::shard::handshakes::Handshakes;
 use crate::shard::hold_up::HoldUp;
@@ -100,7 +100,7 @@ pub struct Engine {
     handovers: Vec<Handover>,
     to_device: Coalescer,
     /// Where super-packets are cut; its memory comes back when the packets are sent.
-    cuttings: BytesMut,
+    cuttings: Cuttings,
     /// The way out of a client.
     active: Option<usize>,
     hold_up: HoldUp,
@@ -144,7 +144,7 @@ impl Engine {
             starved: Vec::new(),
             handovers: Vec::new(),
             to_device: Coalescer::default(),
-            cuttings: BytesMut::with_capacity(64 * 1024),
+            cuttings: Cuttings::default(),
             active: None,
             hold_up: HoldUp::default(),
             notices: VecDeque::new(),
