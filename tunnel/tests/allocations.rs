@@ -53,7 +53,7 @@ fn a_settled_session_allocates_nothing_of_ours_per_packet() {
         }
 
         counting::begin_traces();
-        let traced = bench.run(up, TURNS / 8);
+        let traced = bench.run(up, TURNS / 16);
         let seen = counting::end_traces(&["culvert_tunnel::", "quinn_proto::", "rustls::"]);
         counting::take_counts();
         for ((column, function), calls) in &seen {
