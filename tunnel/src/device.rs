@@ -16,13 +16,15 @@ use std::fmt;
 use std::io;
 use std::os::fd::BorrowedFd;
 
-use crate::segment::{SuperPacket, VnetHeader};
+use crate::segment::{Frame, Intake, SuperPacket};
 
 /// What the other side of the device may hand over and take in one piece.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Offload {
     /// TCP super-packets with partial checksums, both ways.
     pub tcp: bool,
+    /// The same of UDP (`TUN_F_USO4`, `TUN_F_USO6`; Linux 6.2).
+    pub udp: bool,
 }
 
 /// A source and sink of inner packets. Every call returns at once.
@@ -36,14 +38,13 @@ pub trait Device: fmt::Debug + Send + 'static {
     /// The descriptor that becomes readable when packets wait; `None` for a device in memory.
     fn poll_fd(&self) -> Option<BorrowedFd<'_>>;
 
-    /// Reads up to `budget` frames and gives each, with its header, to `take`.
+    /// Reads up to `budget` frames, into `intake` if that saves a copy, and gives each to `take`.
     ///
-    /// A frame is one packet, or one super-packet as `VnetHeader` says. Returns how many were
-    /// read; fewer than `budget` means the device is empty.
+    /// Returns how many were read; fewer than `budget` means the device is empty.
     ///
     /// # Errors
     /// Whatever the OS says once the interface is gone; never [`io::ErrorKind::WouldBlock`].
-    fn read_batch(&mut self, budget: usize, take: &mut dyn FnMut(&VnetHeader, &[u8])) -> io::Result<usize>;
+    fn read_batch(&mut self, budget: usize, intake: &mut Intake, take: &mut dyn FnMut(Frame<'_>)) -> io::Result<usize>;
 
     /// Writes frames in order and returns how many the device took; fewer means it is full.
     /// A frame that the OS refuses as malformed counts as taken.

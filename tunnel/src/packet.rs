@@ -127,19 +127,28 @@ impl Header {
     /// [`Dropped::Malformed`] when the version is neither 4 nor 6, the header is too short for
     /// its version, or the length it states is not that of `packet`.
     pub fn parse(packet: &[u8]) -> Result<Self, Dropped> {
-        match packet.first().map(|byte| byte >> 4) {
-            Some(4) => Self::parse_v4(packet),
-            Some(6) => Self::parse_v6(packet),
-            _ => None,
-        }
-        .ok_or(Dropped::Malformed { len: packet.len() })
+        Self::parse_front(packet, packet.len())
     }
 
-    fn parse_v4(packet: &[u8]) -> Option<Self> {
+    /// As [`Self::parse`], of a packet of `whole` bytes of which `packet` is the front: at least all
+    /// of its headers, since one that is cut short counts as payload.
+    ///
+    /// # Errors
+    /// As [`Self::parse`].
+    pub fn parse_front(packet: &[u8], whole: usize) -> Result<Self, Dropped> {
+        match packet.first().map(|byte| byte >> 4) {
+            Some(4) => Self::parse_v4(packet, whole),
+            Some(6) => Self::parse_v6(packet, whole),
+            _ => None,
+        }
+        .ok_or(Dropped::Malformed { len: whole })
+    }
+
+    fn parse_v4(packet: &[u8], whole: usize) -> Option<Self> {
         let (fixed, _) = packet.split_first_chunk::<20>()?;
         let header_len = u16::from(fixed[0] & 0x0f) * 4;
         let len = usize::from(u16::from_be_bytes([fixed[2], fixed[3]]));
-        if header_len < 20 || len < usize::from(header_len) || len != packet.len() {
+        if header_len < 20 || len < usize::from(header_len) || len != whole {
             return None;
         }
         let place = u16::from_be_bytes([fixed[6], fixed[7]]);
@@ -155,10 +164,10 @@ impl Header {
         })
     }
 
-    fn parse_v6(packet: &[u8]) -> Option<Self> {
+    fn parse_v6(packet: &[u8], whole: usize) -> Option<Self> {
         let (fixed, _) = packet.split_first_chunk::<40>()?;
         let len = usize::from(u16::from_be_bytes([fixed[4], fixed[5]])) + 40;
-        if len != packet.len() {
+        if len != whole {
             return None;
         }
         let (_, addresses) = fixed.split_first_chunk::<8>()?;

@@ -8,7 +8,7 @@
 //! Not here: reading and writing the device (`device`).
 
 mod coalesce;
-mod cuttings;
+mod intake;
 mod split;
 #[cfg(test)]
 mod tests;
@@ -18,7 +18,7 @@ use std::io::IoSlice;
 use bytes::Bytes;
 
 pub use coalesce::Coalescer;
-pub use cuttings::Cuttings;
+pub use intake::{Frame, Intake, MAX_READ_SLICES};
 pub use split::{split, split_into};
 
 /// The virtio-net header of a TUN frame: `struct virtio_net_hdr` of linux/virtio_net.h (virtio 1.2

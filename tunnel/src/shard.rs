@@ -30,6 +30,7 @@ use tokio::sync::mpsc;
 
 use crate::close::Close;
 use crate::device::Device;
+use crate::segment::Intake;
 use crate::shard::cid::CidKey;
 use crate::shard::engine::{Engine, Handover, Role};
 use crate::shard::mailbox::{COMMANDS, Command, EVENTS, Event, ShardHandle};
@@ -38,8 +39,12 @@ use crate::shard::waker::Wakeup;
 
 /// `recvmmsg` calls a turn, so that one busy peer cannot starve the device.
 const RECEIVES_A_TURN: usize = 4;
-/// Device frames a turn, each up to 64 KiB.
-const FRAMES_A_TURN: usize = 16;
+/// Device frames a turn: super-packets of up to 64 KiB, or many small ones.
+const FRAMES_A_TURN: usize = 128;
+/// Bytes of the device a turn.
+const DEVICE_BYTES_A_TURN: u64 = 512 * 1024;
+/// Bytes read from the device after which the network gets them: one GSO batch.
+const BATCH_BYTES: u64 = 60_000;
 /// How soon a full event channel is tried again.
 const UNTOLD_RETRY: Duration = Duration::from_millis(10);
 /// Commands a turn.
@@ -88,9 +93,22 @@ pub fn spawn<D: Device>(configs: Vec<ShardConfig<D>>) -> io::Result<Vec<RunningS
         let shard = index as u8;
         let (told, events) = mpsc::channel(EVENTS);
         let udp = Udp::new(config.socket)?;
-        let engine = Engine::new(shard, count, config.role, config.cids, !udp.state.may_fragment(), None);
+        let mut engine = Engine::new(shard, count, config.role, config.cids, !udp.state.may_fragment(), None);
+        if let Some(device) = &config.device {
+            engine.on_attached(device.offload());
+        }
         let peers = handles.clone();
-        let shard = Shard { engine, udp, device: config.device, device_mtu: None, mailbox, wakeup, told, peers };
+        let shard = Shard {
+            engine,
+            udp,
+            device: config.device,
+            intake: Intake::default(),
+            device_mtu: None,
+            mailbox,
+            wakeup,
+            told,
+            peers,
+        };
         let thread = std::thread::Builder::new().name(format!("shard-{index}")).spawn(move || shard.run())?;
         running.push(RunningShard { handle: handles[index].clone(), events, thread });
     }
@@ -102,6 +120,8 @@ struct Shard<D: Device> {
     engine: Engine,
     udp: Udp,
     device: Option<D>,
+    /// Where the device's frames are read into.
+    intake: Intake,
     /// The MTU last set on a client's device.
     device_mtu: Option<u16>,
     mailbox: mpsc::Receiver<Command<D>>,
@@ -213,6 +233,7 @@ impl<D: Device> Shard<D> {
             Command::Close { link, code, reason } => self.engine.close(now, link, code, reason),
             Command::Echo { link } => self.engine.echo(now, link),
             Command::Attach(device) => {
+                self.engine.on_attached(device.offload());
                 self.device = Some(device);
                 self.device_mtu = None;
             }
@@ -270,20 +291,34 @@ impl<D: Device> Shard<D> {
         self.engine.clear_frames();
     }
 
-    /// Returns true when the device may hold more.
+    /// Returns true when the device may hold more. What fills a batch is sent at once: the far end
+    /// works on it meanwhile, and its memory is still in the cache.
     fn read_device(&mut self, now: Instant) -> bool {
+        let (mut bytes, mut unsent) = (0, 0);
         for _ in 0..FRAMES_A_TURN {
             if !self.engine.wants_device(now) {
                 return false;
             }
             let Some(device) = self.device.as_mut() else { return false };
             let engine = &mut self.engine;
-            match device.read_batch(1, &mut |vnet, frame| engine.on_frame(now, vnet, frame)) {
+            let read = device.read_batch(1, &mut self.intake, &mut |frame| {
+                unsent += frame.len() as u64;
+                engine.on_device_frame(now, frame);
+            });
+            match read {
                 Ok(0) => return false,
                 Ok(_) => {}
                 Err(error) => {
                     self.lose_device(&error);
                     return false;
+                }
+            }
+            if unsent >= BATCH_BYTES {
+                bytes += unsent;
+                unsent = 0;
+                self.transmit(now);
+                if bytes >= DEVICE_BYTES_A_TURN || self.udp.is_blocked() {
+                    break;
                 }
             }
         }
@@ -375,24 +410,18 @@ impl<D: Device> Shard<D> {
         let wait = wait.map(|wait| Timespec { tv_sec: wait.as_secs() as i64, tv_nsec: i64::from(wait.subsec_nanos()) });
         let udp_flags = if self.udp.is_blocked() { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
         let device = self.device.as_ref().filter(|_| wants_device).and_then(Device::poll_fd);
-        let (wakeup, udp) = (PollFd::new(&self.wakeup, PollFlags::IN), PollFd::new(&self.udp.socket, udp_flags));
-        // No list that grows: this is done every turn.
-        let (mut two, mut three);
-        let fds: &mut [PollFd<'_>] = match &device {
-            None => {
-                two = [wakeup, udp];
-                &mut two
-            }
-            Some(device) => {
-                three = [wakeup, udp, PollFd::new(device, PollFlags::IN)];
-                &mut three
-            }
-        };
-        match poll(fds, wait.as_ref()) {
+        let mut fds = [
+            PollFd::new(&self.wakeup, PollFlags::IN),
+            PollFd::new(&self.udp.socket, udp_flags),
+            // Without a device its place is not polled.
+            device.as_ref().map_or(PollFd::new(&self.wakeup, PollFlags::empty()), |fd| PollFd::new(fd, PollFlags::IN)),
+        ];
+        let polled = if device.is_some() { 3 } else { 2 };
+        match poll(&mut fds[..polled], wait.as_ref()) {
             Ok(_) => Ready {
                 mailbox: !fds[0].revents().is_empty(),
                 udp: !fds[1].revents().is_empty(),
-                device: fds.get(2).is_some_and(|fd| !fd.revents().is_empty()),
+                device: device.is_some() && !fds[2].revents().is_empty(),
             },
             // EINTR and the like: look everywhere.
             Err(_) => Ready { mailbox: true, udp: true, device: wants_device && last.device },

@@ -13,12 +13,13 @@
 mod counting;
 mod wire;
 
+use std::io::IoSliceMut;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use counting::in_column;
-use culvert_tunnel::segment::VnetHeader;
+use culvert_tunnel::segment::{Intake, VnetHeader};
 use culvert_tunnel::shard::engine::Engine;
 use wire::{CLIENT, Pair};
 
@@ -30,7 +31,7 @@ const SENDING: usize = 0;
 const RECEIVING: usize = 1;
 /// Payload of one super-packet, in bytes.
 const SUPER_BYTES: usize = 60_000;
-/// Frames that a turn of the shard takes.
+/// Frames that are queued before any is sent: more than a shard leaves waiting, less than fills the queue.
 const FRAMES_A_TURN: usize = 16;
 const TURNS: usize = 64;
 
@@ -78,6 +79,7 @@ struct Bench {
     now: Instant,
     size: usize,
     sequence: u32,
+    intake: Intake,
     frame: Vec<u8>,
     outgoing: Vec<u8>,
     pool: Vec<BytesMut>,
@@ -87,7 +89,16 @@ impl Bench {
     fn new(mut pair: Pair) -> Self {
         let size = pair.client_mtu() - 40;
         let now = pair.now();
-        Self { pair, now, size, sequence: 1, frame: Vec::new(), outgoing: Vec::new(), pool: Vec::new() }
+        Self {
+            pair,
+            now,
+            size,
+            sequence: 1,
+            intake: Intake::default(),
+            frame: Vec::new(),
+            outgoing: Vec::new(),
+            pool: Vec::new(),
+        }
     }
 
     /// Moves super-packets for some turns; how many inner packets crossed.
@@ -98,12 +109,13 @@ impl Bench {
             self.now += Duration::from_micros(500);
             self.pair.sleep(Duration::from_micros(500));
             for _ in 0..FRAMES_A_TURN {
-                let vnet = self.next_frame(addresses);
-                let (frame, now) = (&self.frame, self.now);
-                let engine = if up { self.pair.client() } else { self.pair.gateway() };
+                self.next_frame(addresses);
+                let Self { pair, intake, frame, now, .. } = self;
+                let engine = if up { pair.client() } else { pair.gateway() };
                 in_column(SENDING, || {
-                    if engine.wants_device(now) {
-                        engine.on_frame(now, &vnet, frame);
+                    if engine.wants_device(*now) {
+                        let read = intake.read_with(|slices| Ok::<_, ()>(scatter(frame, slices)));
+                        engine.on_device_frame(*now, read.unwrap().unwrap());
                     }
                 });
             }
@@ -165,11 +177,11 @@ impl Bench {
         filled
     }
 
-    /// The next super-packet of the flow, in `self.frame`.
-    fn next_frame(&mut self, (source, destination): (Ipv4Addr, Ipv4Addr)) -> VnetHeader {
+    /// The next super-packet of the flow, behind its virtio header, in `self.frame`.
+    fn next_frame(&mut self, (source, destination): (Ipv4Addr, Ipv4Addr)) {
         let len = 40 + SUPER_BYTES;
-        let frame = &mut self.frame;
-        frame.resize(len, 7);
+        self.frame.resize(VnetHeader::LEN + len, 7);
+        let (vnet, frame) = self.frame.split_first_chunk_mut().unwrap();
         frame[..20].copy_from_slice(&[0x45, 0, 0, 0, 0, 1, 0x40, 0, 64, 6, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
         frame[2..4].copy_from_slice(&(len as u16).to_be_bytes());
         frame[12..16].copy_from_slice(&source.octets());
@@ -177,7 +189,7 @@ impl Bench {
         frame[20..40].copy_from_slice(&[0x13, 0x88, 0x13, 0x89, 0, 0, 0, 0, 0, 0, 0, 1, 0x50, 0x10, 1, 0, 0, 0, 0, 0]);
         frame[24..28].copy_from_slice(&self.sequence.to_be_bytes());
         self.sequence = self.sequence.wrapping_add(SUPER_BYTES as u32);
-        VnetHeader {
+        *vnet = VnetHeader {
             flags: VnetHeader::NEEDS_CSUM,
             gso_type: VnetHeader::GSO_TCPV4,
             hdr_len: 40,
@@ -185,7 +197,19 @@ impl Bench {
             csum_start: 20,
             csum_offset: 16,
         }
+        .to_bytes();
     }
+}
+
+/// What `readv` does.
+fn scatter(mut bytes: &[u8], slices: &mut [IoSliceMut<'_>]) -> usize {
+    let whole = bytes.len();
+    for slice in slices {
+        let (now, later) = bytes.split_at(slice.len().min(bytes.len()));
+        slice[..now.len()].copy_from_slice(now);
+        bytes = later;
+    }
+    whole - bytes.len()
 }
 
 fn packets_in(header: VnetHeader, len: usize) -> u64 {

@@ -1,10 +1,13 @@
-//! What a device hands over is split into packets or malformed; coalesced and split again, the packets are
-//! the very same, in the same order.
+//! What a device hands over is split into packets or malformed, in the same way however it was read;
+//! coalesced and split again, the packets are the very same, in the same order.
 #![no_main]
 
-use bytes::Bytes;
+use std::io::IoSliceMut;
+
+use bytes::{Bytes, BytesMut};
+use culvert_tunnel::packet::Dropped;
 use culvert_tunnel::packet::Header;
-use culvert_tunnel::segment::{Coalescer, SuperPacket, VnetHeader, split};
+use culvert_tunnel::segment::{Coalescer, Intake, SuperPacket, VnetHeader, split};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
@@ -21,13 +24,52 @@ fuzz_target!(|data: &[u8]| {
 
 fn cross(header: &VnetHeader, frame: &[u8]) {
     let mut packets: Vec<Bytes> = Vec::new();
-    let Ok(count) = split(header, frame, &mut |packet| packets.push(packet)) else {
+    let outcome = split(header, frame, &mut |packet| packets.push(packet));
+    read(header, frame, outcome, &packets);
+    let Ok(count) = outcome else {
         assert!(packets.is_empty(), "nothing is emitted of a malformed frame");
         return;
     };
     assert_eq!(count, packets.len());
+    for udp in [false, true] {
+        join(udp, &packets);
+    }
+}
+
+/// The frame as a shard reads it: in one piece at first, then with gaps where its packets will begin.
+fn read(header: &VnetHeader, frame: &[u8], outcome: Result<usize, Dropped>, packets: &[Bytes]) {
+    let bytes = [&header.to_bytes()[..], frame].concat();
+    let (mut intake, mut spare) = (Intake::default(), BytesMut::new());
+    for round in 0..3 {
+        let mut seen: Vec<Bytes> = Vec::new();
+        let read = intake.read_with(|slices| Ok::<_, ()>(scatter(&bytes, slices)));
+        let Ok(Some(read)) = read else { panic!("a whole frame was there") };
+        assert_eq!((read.vnet, read.len()), (*header, frame.len()));
+        // What has no header goes no further.
+        let parsed = read.header();
+        assert_eq!(parsed.is_ok(), Header::parse(frame).is_ok(), "round {round}");
+        if parsed.is_ok() {
+            let cut = read.cut(&mut spare, &mut |packet| seen.push(packet));
+            assert_eq!((cut, &seen[..]), (outcome, packets), "round {round}");
+        }
+    }
+}
+
+/// What `readv` does.
+fn scatter(mut bytes: &[u8], slices: &mut [IoSliceMut<'_>]) -> usize {
+    let whole = bytes.len();
+    for slice in slices {
+        let (now, later) = bytes.split_at(slice.len().min(bytes.len()));
+        slice[..now.len()].copy_from_slice(now);
+        bytes = later;
+    }
+    whole - bytes.len()
+}
+
+fn join(udp: bool, packets: &[Bytes]) {
     let mut coalescer = Coalescer::new();
-    for packet in &packets {
+    coalescer.set_udp(udp);
+    for packet in packets {
         // The engine pushes nothing else. A partial checksum may have been asked for inside the header.
         if Header::parse(packet).is_err() {
             return;

@@ -13,10 +13,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use crate::device::{Device, Offload};
-use crate::segment::{SuperPacket, VnetHeader};
+use crate::segment::{Frame, Intake, SuperPacket, VnetHeader};
 
-/// Bytes of the largest frame: a virtio header and a 64 KiB super-packet.
-const FRAME_BYTES: usize = VnetHeader::LEN + 65_536;
 /// `IFNAMSIZ` without the terminating zero.
 const LONGEST_NAME: usize = libc::IFNAMSIZ - 1;
 
@@ -25,7 +23,7 @@ const LONGEST_NAME: usize = libc::IFNAMSIZ - 1;
 pub struct Tun {
     file: File,
     name: String,
-    frame: Box<[u8]>,
+    offload: Offload,
 }
 
 /// Why no TUN could be opened.
@@ -99,11 +97,17 @@ impl Tun {
         let header = VnetHeader::LEN as libc::c_int;
         // SAFETY: TUNSETVNETHDRSZ reads one int.
         check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const header) }).map_err(failed)?;
-        let offload = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
+        let tcp = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
+        let udp = libc::TUN_F_USO4 | libc::TUN_F_USO6;
         // SAFETY: TUNSETOFFLOAD takes its flags by value.
-        check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(offload)) })
-            .map_err(failed)?;
-        Ok(Self { file, name: name.into(), frame: vec![0; FRAME_BYTES].into_boxed_slice() })
+        let set =
+            |flags| check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(flags)) });
+        // Kernels before 6.2 refuse what they do not know.
+        let with_udp = set(tcp | udp).is_ok();
+        if !with_udp {
+            set(tcp).map_err(failed)?;
+        }
+        Ok(Self { file, name: name.into(), offload: Offload { tcp: true, udp: with_udp } })
     }
 }
 
@@ -117,25 +121,25 @@ impl Device for Tun {
     }
 
     fn offload(&self) -> Offload {
-        Offload { tcp: true }
+        self.offload
     }
 
     fn poll_fd(&self) -> Option<BorrowedFd<'_>> {
         Some(self.file.as_fd())
     }
 
-    fn read_batch(&mut self, budget: usize, take: &mut dyn FnMut(&VnetHeader, &[u8])) -> io::Result<usize> {
+    fn read_batch(&mut self, budget: usize, intake: &mut Intake, take: &mut dyn FnMut(Frame<'_>)) -> io::Result<usize> {
         for read in 0..budget {
-            let len = loop {
-                match (&self.file).read(&mut self.frame) {
-                    Ok(len) => break len,
+            let frame = loop {
+                match intake.read_with(|slices| (&self.file).read_vectored(slices)) {
+                    Ok(frame) => break frame,
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(read),
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                     Err(error) => return Err(error),
                 }
             };
-            if let Some((head, frame)) = self.frame[..len].split_first_chunk() {
-                take(&VnetHeader::from_bytes(head), frame);
+            if let Some(frame) = frame {
+                take(frame);
             }
         }
         Ok(budget)

@@ -17,7 +17,7 @@ use rustix::io::{Errno, FdFlags};
 
 use super::utun::{self, FAMILY_LEN, MsghdrX, Refused};
 use super::{Device, Offload};
-use crate::segment::{SuperPacket, VnetHeader};
+use crate::segment::{Frame, Intake, SuperPacket, VnetHeader};
 
 /// Messages per system call. Three times quinn-udp's 32; the kernel's own cap
 /// (`kern.ipc.somaxrecvmsgx`) is 256.
@@ -93,7 +93,7 @@ impl Utun {
         &mut self,
         recvmsg_x: utun::RecvmsgX,
         budget: usize,
-        take: &mut dyn FnMut(&VnetHeader, &[u8]),
+        take: &mut dyn FnMut(Frame<'_>),
     ) -> io::Result<usize> {
         let wanted = budget.min(BATCH);
         let slot_bytes = self.slot_bytes;
@@ -122,19 +122,19 @@ impl Utun {
         for (message, (family, slot)) in messages.iter().zip(buffers).take(came) {
             let truncated = message.flags & libc::MSG_TRUNC != 0;
             if let Some(packet) = utun::received(*family, slot, message.datalen, truncated) {
-                take(&VnetHeader::default(), packet);
+                take(Frame::lent(VnetHeader::default(), packet));
             }
         }
         Ok(came)
     }
 
     /// One `readv`; returns how many messages came, 0 or 1.
-    fn receive_one(&mut self, take: &mut dyn FnMut(&VnetHeader, &[u8])) -> io::Result<usize> {
+    fn receive_one(&mut self, take: &mut dyn FnMut(Frame<'_>)) -> io::Result<usize> {
         let slot = &mut self.slots[..self.slot_bytes];
         let Some(len) = utun::read_one(&self.fd, &mut self.families[0], slot)? else { return Ok(0) };
         // `readv` cuts without a word; a packet cannot be longer than its slot, see `fit_slots`.
         if let Some(packet) = utun::received(self.families[0], slot, len, false) {
-            take(&VnetHeader::default(), packet);
+            take(Frame::lent(VnetHeader::default(), packet));
         }
         Ok(1)
     }
@@ -190,7 +190,12 @@ impl Device for Utun {
         Some(self.fd.as_fd())
     }
 
-    fn read_batch(&mut self, budget: usize, take: &mut dyn FnMut(&VnetHeader, &[u8])) -> io::Result<usize> {
+    fn read_batch(
+        &mut self,
+        budget: usize,
+        _intake: &mut Intake,
+        take: &mut dyn FnMut(Frame<'_>),
+    ) -> io::Result<usize> {
         let mut read = 0;
         while read < budget {
             let (came, most) = match self.calls.receive {
@@ -441,7 +446,8 @@ mod tests {
         let until = Instant::now() + Duration::from_secs(2);
         while Instant::now() < until {
             let mut found = false;
-            device.read_batch(BATCH, &mut |_, packet| found |= wanted(packet)).unwrap();
+            let mut intake = Intake::default();
+            device.read_batch(BATCH, &mut intake, &mut |mut frame| found |= wanted(frame.bytes())).unwrap();
             if found {
                 return;
             }

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::device::{Device, Offload};
-use crate::segment::{SuperPacket, VnetHeader};
+use crate::segment::{Frame, Intake, SuperPacket, VnetHeader};
 use crate::shard::waker::{self, Waker, Wakeup};
 
 /// Packets that wait in one direction before more are refused.
@@ -84,7 +84,12 @@ impl Device for MemoryDevice {
         Some(self.readable.as_fd())
     }
 
-    fn read_batch(&mut self, budget: usize, take: &mut dyn FnMut(&VnetHeader, &[u8])) -> io::Result<usize> {
+    fn read_batch(
+        &mut self,
+        budget: usize,
+        _intake: &mut Intake,
+        take: &mut dyn FnMut(Frame<'_>),
+    ) -> io::Result<usize> {
         for read in 0..budget {
             let packet = {
                 let mut wires = lock(&self.wires);
@@ -95,7 +100,7 @@ impl Device for MemoryDevice {
                 packet
             };
             let Some(packet) = packet else { return Ok(read) };
-            take(&VnetHeader::default(), &packet);
+            take(Frame::lent(VnetHeader::default(), &packet));
         }
         Ok(budget)
     }

@@ -2,12 +2,13 @@
 //!
 //! A segment joins the frame of its flow only if the kernel, cutting that frame again, would make
 //! the very same packets: equal headers, the next sequence number, a right checksum. Everything else
-//! goes through alone and ends the frame of its flow, so that a flow is never reordered.
+//! goes through alone and ends the frame of its flow, so that a flow is never reordered. UDP
+//! datagrams join by the same rules, without sequence numbers, if the device takes them.
 
 use bytes::{Buf, Bytes};
 
 use super::{SuperPacket, VnetHeader};
-use crate::checksum::{Sum, TCP};
+use crate::checksum::{Sum, TCP, UDP};
 
 /// Flows that may have an open frame at once; beyond that they give way in turn.
 const FLOWS: usize = 16;
@@ -26,6 +27,8 @@ pub struct Coalescer {
     open: Vec<Open>,
     /// Which of `open` gives way next.
     next_victim: usize,
+    /// The device takes super-packets of UDP.
+    udp: bool,
 }
 
 /// A frame that may still grow.
@@ -45,21 +48,24 @@ struct Open {
     pseudo_sum: Sum,
 }
 
-/// The addresses and ports of a TCP connection in one direction.
+/// The addresses and ports of a TCP connection, or of UDP, in one direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Flow {
     /// IPv4 addresses are followed by zeros.
     addresses: [u8; 32],
     ports: [u8; 4],
+    protocol: u8,
     v4: bool,
 }
 
-/// A TCP packet with a plain IP header.
+/// A TCP or UDP packet with a plain IP header.
 struct Segment {
     flow: Flow,
     ip_len: usize,
     head_len: usize,
+    /// TCP's; 0 in UDP.
     seq: u32,
+    /// TCP's flags; 0 in UDP.
     flags: u8,
     /// Payload bytes; may be 0.
     size: usize,
@@ -71,9 +77,18 @@ impl Coalescer {
         Self::default()
     }
 
+    /// Says whether the device takes super-packets of UDP; at first it does not.
+    pub fn set_udp(&mut self, udp: bool) {
+        self.udp = udp;
+    }
+
     /// Adds a packet that [`crate::packet::Header::parse`] has accepted.
     pub fn push(&mut self, packet: Bytes) {
-        let Some(segment) = Segment::of(&packet) else {
+        let Some(segment) = Segment::of(&packet).filter(|segment| segment.flow.protocol == TCP || self.udp) else {
+            if is_fragment(&packet) {
+                // Nobody knows of which flow it is.
+                self.open.clear();
+            }
             self.push_alone(packet);
             return;
         };
@@ -114,7 +129,12 @@ impl Coalescer {
     /// Puts a segment into a frame of its own, which stays open if another may follow it.
     fn begin(&mut self, segment: &Segment, packet: Bytes) {
         let index = self.used;
-        let may_grow = segment.flags == ACK && segment.size > 0;
+        let may_grow = segment.size > 0
+            && match segment.flow.protocol {
+                TCP => segment.flags == ACK,
+                // Zero: there is no checksum, and the kernel would make one.
+                _ => packet[segment.ip_len + 6..segment.ip_len + 8] != [0, 0],
+            };
         self.push_alone(packet);
         let Some(frame) = self.frames.get_mut(index).filter(|_| may_grow) else {
             return;
@@ -136,7 +156,7 @@ impl Coalescer {
             size: segment.size as u16,
             verified: false,
             ip_sum,
-            pseudo_sum: Sum::pseudo_header(addresses, TCP, 0),
+            pseudo_sum: Sum::pseudo_header(addresses, segment.flow.protocol, 0),
         };
         if self.open.len() < FLOWS {
             self.open.push(open);
@@ -155,8 +175,12 @@ impl Coalescer {
         let Some(frame) = self.frames.get_mut(open.frame) else {
             return false;
         };
-        let fits = segment.flags & !PSH == ACK
-            && segment.seq == open.next_seq
+        let follows = match segment.flow.protocol {
+            TCP => segment.flags & !PSH == ACK && segment.seq == open.next_seq,
+            // A checksum of zero would be found right by the sum, but there is none.
+            _ => packet[segment.ip_len + 6..segment.ip_len + 8] != [0, 0],
+        };
+        let fits = follows
             && (1..=usize::from(open.size)).contains(&segment.size)
             && frame.pieces.len() < SuperPacket::MAX_PIECES
             && frame.len + segment.size <= SuperPacket::MAX_LEN
@@ -175,13 +199,18 @@ impl Coalescer {
             open.verified = true;
             first.advance(segment.head_len);
             frame.head_len = segment.head_len as u8;
+            let (gso_type, csum_offset) = match (segment.flow.protocol, segment.flow.v4) {
+                (TCP, true) => (VnetHeader::GSO_TCPV4, 16),
+                (TCP, false) => (VnetHeader::GSO_TCPV6, 16),
+                _ => (VnetHeader::GSO_UDP_L4, 6),
+            };
             frame.header = VnetHeader {
                 flags: VnetHeader::NEEDS_CSUM,
-                gso_type: if segment.flow.v4 { VnetHeader::GSO_TCPV4 } else { VnetHeader::GSO_TCPV6 },
+                gso_type,
                 hdr_len: segment.head_len as u16,
                 gso_size: open.size,
                 csum_start: segment.ip_len as u16,
-                csum_offset: 16,
+                csum_offset,
             };
         }
         frame.pieces.push(packet.slice(segment.head_len..));
@@ -198,7 +227,8 @@ impl Coalescer {
 impl SuperPacket {
     /// Makes the headers say what the frame has become with `last`.
     fn adjust_head(&mut self, open: &Open, last: &Segment) {
-        let (ip, tcp) = self.head.split_at_mut(last.ip_len);
+        let (ip, transport) = self.head.split_at_mut(last.ip_len);
+        let transport_len = self.len - last.ip_len;
         if last.flow.v4 {
             let len = self.len as u16;
             ip[2..4].copy_from_slice(&len.to_be_bytes());
@@ -206,50 +236,62 @@ impl SuperPacket {
         } else {
             ip[4..6].copy_from_slice(&((self.len - 40) as u16).to_be_bytes());
         }
-        tcp[13] |= last.flags & PSH;
-        let partial = open.pseudo_sum.length(self.len - last.ip_len).fold();
-        tcp[16..18].copy_from_slice(&partial.to_be_bytes());
+        let partial = open.pseudo_sum.length(transport_len).fold().to_be_bytes();
+        if last.flow.protocol == TCP {
+            transport[13] |= last.flags & PSH;
+            transport[16..18].copy_from_slice(&partial);
+        } else {
+            transport[4..6].copy_from_slice(&(transport_len as u16).to_be_bytes());
+            transport[6..8].copy_from_slice(&partial);
+        }
     }
 }
 
 impl Segment {
-    /// Reads a TCP packet without IP options, extension headers or fragmentation. `None`: any other.
+    /// Reads a TCP or UDP packet without IP options, extension headers or fragmentation. `None`: any
+    /// other.
     fn of(packet: &[u8]) -> Option<Self> {
         let mut addresses = [0; 32];
-        let (ip_len, v4) = match packet.first()? {
+        let (ip_len, v4, protocol) = match packet.first()? {
             0x45 => {
                 let ip = packet.first_chunk::<20>()?;
                 // Neither "more fragments" nor an offset; the reserved bit is nobody's.
-                if ip[9] != TCP || (ip[6] & 0xbf) != 0 || ip[7] != 0 {
+                if (ip[6] & 0xbf) != 0 || ip[7] != 0 {
                     return None;
                 }
                 addresses[..8].copy_from_slice(&ip[12..20]);
-                (20, true)
+                (20, true, ip[9])
             }
             0x60..=0x6f => {
                 let ip = packet.first_chunk::<40>()?;
-                if ip[6] != TCP {
-                    return None;
-                }
                 addresses.copy_from_slice(&ip[8..40]);
-                (40, false)
+                (40, false, ip[6])
             }
             _ => return None,
         };
-        let tcp = packet.get(ip_len..)?.first_chunk::<20>()?;
-        let tcp_len = usize::from(tcp[12] >> 4) * 4;
-        let head_len = ip_len + tcp_len;
-        if tcp_len < 20 || head_len > packet.len() {
+        let transport = packet.get(ip_len..)?;
+        let (transport_len, seq, flags) = match protocol {
+            TCP => {
+                let tcp = transport.first_chunk::<20>()?;
+                let len = usize::from(tcp[12] >> 4) * 4;
+                (len, u32::from_be_bytes([tcp[4], tcp[5], tcp[6], tcp[7]]), tcp[13])
+            }
+            UDP => {
+                let udp = transport.first_chunk::<8>()?;
+                if usize::from(u16::from_be_bytes([udp[4], udp[5]])) != transport.len() {
+                    return None;
+                }
+                (8, 0, 0)
+            }
+            _ => return None,
+        };
+        let head_len = ip_len + transport_len;
+        if transport_len < 8 || (protocol == TCP && transport_len < 20) || head_len > packet.len() {
             return None;
         }
-        Some(Self {
-            flow: Flow { addresses, ports: [tcp[0], tcp[1], tcp[2], tcp[3]], v4 },
-            ip_len,
-            head_len,
-            seq: u32::from_be_bytes([tcp[4], tcp[5], tcp[6], tcp[7]]),
-            flags: tcp[13],
-            size: packet.len() - head_len,
-        })
+        let ports = [transport[0], transport[1], transport[2], transport[3]];
+        let flow = Flow { addresses, ports, protocol, v4 };
+        Some(Self { flow, ip_len, head_len, seq, flags, size: packet.len() - head_len })
     }
 
     /// Does `head`, this segment's, differ from the frame's only as a next segment's must?
@@ -272,6 +314,9 @@ impl Segment {
         } else {
             ip[..4] == next_ip[..4] && ip[7] == next_ip[7]
         };
+        if self.flow.protocol != TCP {
+            return same_ip;
+        }
         // A different data offset is a different byte 12, so the slices below are equally long.
         same_ip && tcp[8..13] == next_tcp[8..13] && tcp[14..16] == next_tcp[14..16] && tcp[18..] == next_tcp[18..]
     }
@@ -283,5 +328,14 @@ impl Segment {
         };
         (!self.flow.v4 || Sum::default().bytes(ip).fold() == 0xffff)
             && pseudo_sum.length(transport.len()).bytes(transport).fold() == 0xffff
+    }
+}
+
+/// Does the packet say that it is part of another one?
+fn is_fragment(packet: &[u8]) -> bool {
+    const FRAGMENT_HEADER: u8 = 44;
+    match packet {
+        [first, ..] if first >> 4 == 4 => packet.get(6..8).is_some_and(|place| place[0] & 0x3f != 0 || place[1] != 0),
+        _ => packet.get(6).is_some_and(|&next| next == FRAGMENT_HEADER),
     }
 }

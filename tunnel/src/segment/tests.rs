@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use bytes::BytesMut;
 use proptest::prelude::*;
 use proptest::sample::Index;
 
@@ -58,6 +59,38 @@ proptest! {
         prop_assert_eq!(coalescer.frames()[0].header, header);
         prop_assert_eq!(coalescer.frames()[0].len(), frame.len());
         prop_assert_eq!(concat(&coalescer.frames()[0]), frame);
+    }
+
+    #[test]
+    fn a_frame_read_with_gaps_is_cut_as_one_without(frames in prop::collection::vec(device_frame(), 1..12)) {
+        let (mut intake, mut spare) = (Intake::default(), BytesMut::new());
+        for (header, frame) in frames {
+            let expected = split_all(&header, &frame);
+            let mut read = read(&mut intake, &header, &frame);
+            prop_assert_eq!(read.vnet, header);
+            prop_assert_eq!(read.header(), Header::parse(&frame));
+            if frame.len() % 7 == 0 {
+                prop_assert_eq!(read.bytes(), &frame[..]);
+            }
+            let mut packets = Vec::new();
+            let told = read.cut(&mut spare, &mut |packet| packets.push(packet));
+            prop_assert_eq!(told.map(|count| { assert_eq!(count, packets.len()); packets }), expected);
+        }
+    }
+
+    #[test]
+    fn udp_that_was_split_is_coalesced_into_the_very_same_frame(v4: bool, size in 1u16..1460, segments in 2usize..=64, short in any::<Index>()) {
+        let len = size as usize * (segments - 1) + 1 + short.index(size.into());
+        let payload: Vec<u8> = (0..len.min(65_000)).map(|i| ((i * 31) >> 3) as u8).collect();
+        let (header, frame) = udp_super_packet(v4, &payload, size);
+        let mut coalescer = Coalescer::new();
+        coalescer.set_udp(true);
+        let count = split(&header, &frame, &mut |packet| coalescer.push(packet)).unwrap();
+        if count > 1 {
+            prop_assert_eq!(coalescer.frames().len(), 1);
+            prop_assert_eq!(coalescer.frames()[0].header, header);
+            prop_assert_eq!(concat(&coalescer.frames()[0]), frame);
+        }
     }
 
     #[test]
@@ -143,6 +176,58 @@ proptest! {
 }
 
 #[test]
+fn super_packets_of_one_kind_are_cut_where_they_were_read() {
+    let mut intake = Intake::default();
+    let (header, frame) = Tcp::example(true).super_packet(&[7; 20_000], 1338);
+    for round in 0..40 {
+        let mut spare = BytesMut::with_capacity(1 << 16);
+        let mut packets = Vec::new();
+        read(&mut intake, &header, &frame).cut(&mut spare, &mut |packet| packets.push(packet)).unwrap();
+        assert_eq!(packets, split_all(&header, &frame).unwrap());
+        assert_eq!(spare.capacity() < 1 << 16, round == 0, "only the first one is copied");
+    }
+}
+
+#[test]
+fn udp_without_a_checksum_or_for_another_device_stays_alone() {
+    let (header, frame) = udp_super_packet(true, &[3; 3000], 1000);
+    let datagrams = split_all(&header, &frame).unwrap();
+    let mut coalescer = Coalescer::new();
+    for datagram in &datagrams {
+        coalescer.push(datagram.clone());
+    }
+    assert_eq!(coalescer.frames().len(), 3, "the device takes none");
+    coalescer.set_udp(true);
+    for without in 0..3 {
+        coalescer.clear();
+        for (index, datagram) in datagrams.iter().enumerate() {
+            let mut datagram = datagram.to_vec();
+            if index == without {
+                datagram[26..28].fill(0);
+            }
+            coalescer.push(datagram.into());
+        }
+        let expected = [vec![1, 2], vec![1, 1, 1], vec![2, 1]][without].clone();
+        let pieces: Vec<usize> = coalescer.frames().iter().map(|frame| frame.pieces.len()).collect();
+        assert_eq!(pieces, expected);
+    }
+}
+
+#[test]
+fn nothing_overtakes_a_fragment() {
+    let (header, frame) = udp_super_packet(true, &[3; 3000], 1000);
+    let datagrams = split_all(&header, &frame).unwrap();
+    let mut fragment = datagrams[1].to_vec();
+    fragment[6] = 0x20;
+    let mut coalescer = Coalescer::new();
+    coalescer.set_udp(true);
+    for packet in [datagrams[0].clone(), fragment.into(), datagrams[2].clone()] {
+        coalescer.push(packet);
+    }
+    assert_eq!(coalescer.frames().len(), 3);
+}
+
+#[test]
 fn the_vnet_header_has_the_kernels_layout() {
     let bytes = [1, 0x84, 0x42, 0, 0x14, 5, 40, 0, 16, 0];
     let header = VnetHeader { flags: 1, gso_type: 0x84, hdr_len: 66, gso_size: 1300, csum_start: 40, csum_offset: 16 };
@@ -198,15 +283,15 @@ fn a_super_packet_that_contradicts_itself_is_malformed() {
 #[test]
 fn a_buffer_is_used_again_once_its_packets_are_gone() {
     let (header, frame) = Tcp::example(false).super_packet(&[7; 30_000], 1200);
-    let mut cuttings = Cuttings::default();
-    let mut begin = None;
+    let mut buffer = BytesMut::with_capacity(64 * 1024);
+    let begin = buffer.as_ptr();
     for _ in 0..10 {
         let mut first = None;
-        split_into(&mut cuttings, &header, &frame, &mut |packet| {
-            _ = first.get_or_insert(packet.as_ptr() as usize);
+        split_into(&mut buffer, &header, &frame, &mut |packet| {
+            _ = first.get_or_insert(packet.as_ptr());
         })
         .unwrap();
-        let inside = first.unwrap() - *begin.get_or_insert(first.unwrap());
+        let inside = first.unwrap() as usize - begin as usize;
         assert!(inside < 64 * 1024, "the packets lie in the first allocation");
     }
 }
@@ -648,6 +733,59 @@ fn by_flow(packets: &[Bytes]) -> HashMap<Vec<u8>, Vec<Vec<u8>>> {
         flows.entry(flow).or_default().push(packet);
     }
     flows
+}
+
+/// What a host may hand over: super-packets, some of a size, and single packets between them.
+fn device_frame() -> impl Strategy<Value = (VnetHeader, Vec<u8>)> {
+    let size = prop::sample::select(vec![500u16, 1100, 1338, 1338, 1460, 9000]);
+    let kind = 0u8..6;
+    (tcp(), payload(), size, kind, any::<bool>()).prop_map(|(tcp, payload, size, kind, v4)| match kind {
+        0 => (VnetHeader::default(), tcp.packet(&payload).to_vec()),
+        1 => (VnetHeader::default(), udp(v4, &payload)),
+        2 => udp_super_packet(v4, &payload, size),
+        _ => Tcp::example(v4).super_packet(&payload, size),
+    })
+}
+
+/// A super-packet of UDP as the kernel hands it over.
+fn udp_super_packet(v4: bool, payload: &[u8], size: u16) -> (VnetHeader, Vec<u8>) {
+    let mut frame = udp(v4, payload);
+    let ip_len = frame.len() - payload.len() - 8;
+    if v4 {
+        frame[6] = 0x40;
+        frame[10..12].fill(0);
+        let sum = !naive::sum(&[&frame[..20]]);
+        frame[10..12].copy_from_slice(&sum.to_be_bytes());
+    }
+    let addresses = if v4 { 12..20 } else { 8..40 };
+    let len = ((payload.len() + 8) as u32).to_be_bytes();
+    let partial = naive::sum(&[&frame[addresses], &len, &[0, 17]]);
+    frame[ip_len + 6..ip_len + 8].copy_from_slice(&partial.to_be_bytes());
+    let header = VnetHeader {
+        flags: VnetHeader::NEEDS_CSUM,
+        gso_type: VnetHeader::GSO_UDP_L4,
+        hdr_len: ip_len as u16 + 8,
+        gso_size: size,
+        csum_start: ip_len as u16,
+        csum_offset: 6,
+    };
+    (header, frame)
+}
+
+/// Reads a frame as `readv` would.
+fn read<'a>(intake: &'a mut Intake, header: &VnetHeader, frame: &[u8]) -> Frame<'a> {
+    let bytes = [&header.to_bytes()[..], frame].concat();
+    let read = intake.read_with(|slices| {
+        let mut rest = &bytes[..];
+        for slice in slices {
+            let (now, later) = rest.split_at(rest.len().min(slice.len()));
+            slice[..now.len()].copy_from_slice(now);
+            rest = later;
+        }
+        assert!(rest.is_empty(), "the slices hold the largest frame");
+        Ok::<_, ()>(bytes.len())
+    });
+    read.unwrap().expect("a frame")
 }
 
 fn split_all(header: &VnetHeader, frame: &[u8]) -> Result<Vec<Bytes>, Dropped> {

@@ -18,9 +18,10 @@ use quinn_proto::{
 };
 
 use crate::close::{Close, Down};
+use crate::device::Offload;
 use crate::filter::Policy;
 use crate::routing::Routing;
-use crate::segment::{Coalescer, Cuttings, SuperPacket};
+use crate::segment::{Coalescer, SuperPacket};
 use crate::shard::cid::{self, CidKey, ShardCids};
 use crate::shard::handshakes::Handshakes;
 use crate::shard::hold_up::HoldUp;
@@ -100,7 +101,7 @@ pub struct Engine {
     handovers: Vec<Handover>,
     to_device: Coalescer,
     /// Where super-packets are cut; its memory comes back when the packets are sent.
-    cuttings: Cuttings,
+    cuttings: BytesMut,
     /// The way out of a client.
     active: Option<usize>,
     hold_up: HoldUp,
@@ -144,7 +145,7 @@ impl Engine {
             starved: Vec::new(),
             handovers: Vec::new(),
             to_device: Coalescer::default(),
-            cuttings: Cuttings::default(),
+            cuttings: BytesMut::with_capacity(64 * 1024),
             active: None,
             hold_up: HoldUp::default(),
             notices: VecDeque::new(),
@@ -307,6 +308,11 @@ impl Engine {
             }
         }
         None
+    }
+
+    /// A device was attached that takes super-packets as `offload` says.
+    pub fn on_attached(&mut self, offload: Offload) {
+        self.to_device.set_udp(offload.udp);
     }
 
     /// What the device should write. Call [`Self::clear_frames`] when it has.

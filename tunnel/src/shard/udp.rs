@@ -10,6 +10,8 @@ use quinn_udp::{RecvMeta, UdpSockRef, UdpSocketState};
 
 use crate::pool::Pool;
 
+/// Bytes of one buffer: the largest GRO batch that Linux hands over.
+const BATCH_BYTES: usize = 65_536;
 /// Received batches up to this size are copied out of their 64 KiB buffer: QUIC may keep a slice of
 /// a few bytes for long (a stream with a gap), and a peer must not pin a whole buffer with it.
 const SMALL_BATCH_BYTES: usize = 8 * 1024;
@@ -20,6 +22,8 @@ const RECEIVE_SLOTS: usize = 8;
 pub(crate) struct Udp {
     pub(crate) socket: UdpSocket,
     pub(crate) state: UdpSocketState,
+    /// The socket's own family: IPv6 reaches IPv4 by mapped addresses.
+    is_ipv6: bool,
     pool: Pool,
     slots: Vec<BytesMut>,
     /// Bytes of the transmit under way.
@@ -31,9 +35,10 @@ pub(crate) struct Udp {
 impl Udp {
     pub(crate) fn new(socket: UdpSocket) -> io::Result<Self> {
         let state = UdpSocketState::new(UdpSockRef::from(&socket))?;
-        let mut pool = Pool::default();
+        let mut pool = Pool::new(BATCH_BYTES);
+        let is_ipv6 = socket.local_addr()?.is_ipv6();
         let slots = (0..RECEIVE_SLOTS).map(|_| pool.take()).collect();
-        Ok(Self { socket, state, pool, slots, outgoing: Vec::new(), blocked: None })
+        Ok(Self { socket, state, is_ipv6, pool, slots, outgoing: Vec::new(), blocked: None })
     }
 
     pub(crate) fn is_blocked(&self) -> bool {
@@ -105,8 +110,8 @@ impl Udp {
 
     /// An IPv6 socket reaches IPv4 peers by their mapped address.
     fn reachable(&self, destination: SocketAddr) -> SocketAddr {
-        match (destination, self.socket.local_addr()) {
-            (SocketAddr::V4(v4), Ok(SocketAddr::V6(_))) => SocketAddr::new(v4.ip().to_ipv6_mapped().into(), v4.port()),
+        match destination {
+            SocketAddr::V4(v4) if self.is_ipv6 => SocketAddr::new(v4.ip().to_ipv6_mapped().into(), v4.port()),
             _ => destination,
         }
     }

@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use super::{Engine, Handover, Role};
 use crate::packet::{Dropped, Header};
-use crate::segment::{self, VnetHeader};
+use crate::segment::{Frame, VnetHeader};
 use crate::shard::link::Sent;
 use crate::shard::mailbox::{Event, LinkId};
 use crate::{filter, icmp};
@@ -16,13 +16,18 @@ use crate::{filter, icmp};
 impl Engine {
     /// Takes one frame of the device: a packet, or a super-packet as `vnet` says.
     pub fn on_frame(&mut self, now: Instant, vnet: &VnetHeader, frame: &[u8]) {
-        if let Err(why) = self.route_frame(now, vnet, frame) {
+        self.on_device_frame(now, Frame::lent(*vnet, frame));
+    }
+
+    /// As [`Self::on_frame`], wherever the frame's bytes are.
+    pub fn on_device_frame(&mut self, now: Instant, frame: Frame<'_>) {
+        if let Err(why) = self.route_frame(now, frame) {
             self.stats.dropped_device.count(&why);
         }
     }
 
-    fn route_frame(&mut self, now: Instant, vnet: &VnetHeader, frame: &[u8]) -> Result<(), Dropped> {
-        let header = Header::parse(frame)?;
+    fn route_frame(&mut self, now: Instant, frame: Frame<'_>) -> Result<(), Dropped> {
+        let header = frame.header()?;
         let destination = header.dst();
         let nobody = Dropped::NoSession { destination };
         let index = match &self.role {
@@ -37,7 +42,7 @@ impl Engine {
                 let id = routing.load().get(destination).ok_or(nobody)?;
                 if id.shard != self.shard {
                     let handovers = &mut self.handovers;
-                    segment::split_into(&mut self.cuttings, vnet, frame, &mut |packet| {
+                    frame.cut(&mut self.cuttings, &mut |packet| {
                         handovers.push(Handover::Packet { link: id, packet });
                     })?;
                     return Ok(());
@@ -48,7 +53,7 @@ impl Engine {
         let link = self.links[index].as_mut().ok_or(nobody)?;
         let max_bytes = link.datagram_bytes();
         let mut too_big = None;
-        segment::split_into(&mut self.cuttings, vnet, frame, &mut |packet| {
+        frame.cut(&mut self.cuttings, &mut |packet| {
             if let Sent::TooBig { mtu_bytes, packet } = link.send_packet(packet, &header, max_bytes) {
                 // One answer a frame is enough for its sender.
                 too_big.get_or_insert((packet, mtu_bytes));
