@@ -58,6 +58,14 @@ for name, packet in packets.items():
         seed("pieces", f"{name}-{order[0]}{order[1]}", b"".join(bytes([len(pieces[i]), 3]) + pieces[i] for i in order))
 seed("segment", "closing", struct.pack("=BBHHHH", 1, 1, 0, 9, 20, 16) + ipv4(6, tcp(b"x" * 50, 0x99)))
 
+for name, packet, gso in (
+    ("tcp4", ipv4(6, tcp(b"x" * 2500)), 1),
+    ("tcp6", ipv6(6, tcp(b"x" * 2500)), 4),
+    ("udp4", ipv4(17, udp(b"x" * 2500)), 5),
+):
+    # Large enough segments to be read with gaps.
+    seed("segment", f"gaps-{name}", struct.pack("=BBHHHH", 1, gso, 0, 1100, len(packet) - 2520, 16) + packet)
+
 nonce = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="
 welcome = {
     "gateway": "g", "device": "d", "ipv4": "100.77.3.9", "ipv6": "fd4e::9", "gateway_ipv4": "100.77.3.1",

@@ -14,18 +14,19 @@ fuzz_target!(|data: &[u8]| {
     let Some((vnet, frame)) = data.split_first_chunk::<{ VnetHeader::LEN }>() else { return };
     let header = VnetHeader::from_bytes(vnet);
     assert_eq!(&header.to_bytes(), vnet);
-    cross(&header, frame);
+    let mut intake = Intake::default();
+    cross(&mut intake, &header, frame);
 
     // The same with lengths and kinds that fit, or hardly anything would be a super-packet.
     let mut frame = frame.to_vec();
     let gso_type = state_length(&mut frame);
-    cross(&VnetHeader { gso_type: gso_type | header.gso_type & VnetHeader::GSO_ECN, ..header }, &frame);
+    cross(&mut intake, &VnetHeader { gso_type: gso_type | header.gso_type & VnetHeader::GSO_ECN, ..header }, &frame);
 });
 
-fn cross(header: &VnetHeader, frame: &[u8]) {
+fn cross(intake: &mut Intake, header: &VnetHeader, frame: &[u8]) {
     let mut packets: Vec<Bytes> = Vec::new();
     let outcome = split(header, frame, &mut |packet| packets.push(packet));
-    read(header, frame, outcome, &packets);
+    read(intake, header, frame, outcome, &packets);
     let Ok(count) = outcome else {
         assert!(packets.is_empty(), "nothing is emitted of a malformed frame");
         return;
@@ -37,9 +38,9 @@ fn cross(header: &VnetHeader, frame: &[u8]) {
 }
 
 /// The frame as a shard reads it: in one piece at first, then with gaps where its packets will begin.
-fn read(header: &VnetHeader, frame: &[u8], outcome: Result<usize, Dropped>, packets: &[Bytes]) {
+fn read(intake: &mut Intake, header: &VnetHeader, frame: &[u8], outcome: Result<usize, Dropped>, packets: &[Bytes]) {
     let bytes = [&header.to_bytes()[..], frame].concat();
-    let (mut intake, mut spare) = (Intake::default(), BytesMut::new());
+    let mut spare = BytesMut::new();
     for round in 0..3 {
         let mut seen: Vec<Bytes> = Vec::new();
         let read = intake.read_with(|slices| Ok::<_, ()>(scatter(&bytes, slices)));
