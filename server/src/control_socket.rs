@@ -6,6 +6,7 @@
 
 mod peer;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
@@ -105,6 +106,9 @@ pub struct StatusInfo {
     pub sessions: usize,
     /// Connections that are being judged.
     pub pending: usize,
+    /// Sessions that have ended since the start, by the word for why.
+    #[serde(default)]
+    pub ended: BTreeMap<String, u64>,
     /// The shards' counters.
     pub shards: Vec<ShardInfo>,
 }

@@ -1,7 +1,7 @@
 //! The gateway's loop: what the shards tell, whom the conversations admit, what administrators
 //! ask. One task owns the table of links; it never waits for a client.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ use futures_util::stream::{self, SelectAll};
 use time::OffsetDateTime;
 use tokio::sync::{Semaphore, mpsc};
 
-use crate::admit::{self, Rates};
+use crate::admit::{self, Rate, Rates};
 use crate::control_socket::{Asked, Request, Response, SessionInfo, ShardInfo, StatusInfo};
 use crate::conversation::{Admission, Conversation, FRAMES, Office, auth_failed};
 use crate::registry::{Device, Registry};
@@ -29,6 +29,8 @@ const ENROLMENTS: usize = 128;
 const CONVERSATIONS: usize = 1024;
 /// Notes on who was here that may wait for the disk; more are dropped.
 const NOTES: usize = 256;
+/// Messages a second that an open session may send; an honest client sends a few an hour.
+const MESSAGES_PER_SECOND: u32 = 20;
 /// How long the shards may take to say goodbye.
 const FAREWELL: Duration = Duration::from_secs(3);
 
@@ -44,6 +46,8 @@ pub struct Sessions<R, D: Interface> {
     enrolments: Arc<Semaphore>,
     admissions: (mpsc::Sender<Admission>, mpsc::Receiver<Admission>),
     notes: mpsc::Sender<String>,
+    /// Sessions that have ended, by why.
+    ended: BTreeMap<String, u64>,
     started: OffsetDateTime,
 }
 
@@ -64,6 +68,7 @@ struct Session {
     hello: Hello,
     remote: SocketAddr,
     since: OffsetDateTime,
+    messages: Rate,
 }
 
 /// Why the loop ended by itself.
@@ -95,6 +100,7 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
             enrolments: Arc::new(Semaphore::new(ENROLMENTS)),
             admissions: mpsc::channel(CONVERSATIONS),
             notes,
+            ended: BTreeMap::new(),
             started: OffsetDateTime::now_utc(),
         }
     }
@@ -203,13 +209,19 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
     }
 
     async fn on_frame(&mut self, link: LinkId, payload: Vec<u8>) {
-        match self.links.get(&link) {
+        match self.links.get_mut(&link) {
             Some(Link::Talking { frames, .. }) => {
                 if let Err(mpsc::error::TrySendError::Full(_)) = frames.try_send(payload) {
                     self.close(link, Close::Unexpected, "too many messages before the session is open").await;
                 }
             }
-            Some(Link::Open(_)) => self.on_message(link, control::decode(&payload)).await,
+            Some(Link::Open(session)) => {
+                if session.messages.pass(Instant::now()) {
+                    self.on_message(link, control::decode(&payload)).await;
+                } else {
+                    self.close(link, Close::Unexpected, "too many messages").await;
+                }
+            }
             Some(Link::Closing) | None => {}
         }
     }
@@ -259,7 +271,8 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
             client = crate::log::peer_text(&hello.client),
         );
         self.note(&device);
-        let session = Session { device, lease, hello, remote, since: OffsetDateTime::now_utc() };
+        let messages = Rate::new(MESSAGES_PER_SECOND, Instant::now());
+        let session = Session { device, lease, hello, remote, since: OffsetDateTime::now_utc(), messages };
         self.links.insert(link, Link::Open(Box::new(session)));
     }
 
@@ -278,6 +291,7 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
                     self.devices.remove(&device.id);
                 }
                 self.note(&device);
+                *self.ended.entry(down.word().to_owned()).or_default() += 1;
                 tracing::info!(
                     event = "session_close",
                     src = %remote.ip().to_canonical(),
@@ -332,6 +346,7 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
                         .collect(),
                     sessions,
                     pending: self.links.values().filter(|link| matches!(link, Link::Talking { .. })).count(),
+                    ended: self.ended.clone(),
                     shards,
                 }))
             }

@@ -169,6 +169,22 @@ fn garbage_on_the_control_stream_is_answered_by_its_own_code() {
 }
 
 #[test]
+fn a_session_that_floods_its_control_stream_is_ended_and_counted() {
+    with_gateway("a_session_that_floods_its_control_stream_is_ended_and_counted", async |gateway| {
+        let device = gateway.enrol(&gateway.invite("anna")).await.unwrap();
+        let mut session = gateway.session(&device).await.unwrap();
+        for _ in 0..10 {
+            session.control.send(&FromClient::Path { mtu_bytes: 1400 }).await;
+        }
+        assert!(ping(&session, session.welcome.gateway_ipv4).await.is_some(), "a few are welcome");
+        let frame = control::encode(&FromClient::Path { mtu_bytes: 1400 }).unwrap();
+        while session.control.send.write_all(&frame).await.is_ok() {}
+        assert_eq!(closed(&session.connection).await, Close::Unexpected);
+        assert_eq!(gateway.json(&["status", "--json"])["ended"]["unexpected"], 1);
+    });
+}
+
+#[test]
 fn stopping_says_goodbye_and_leaves_the_host_as_it_was() {
     with_gateway("stopping_says_goodbye_and_leaves_the_host_as_it_was", async |gateway| {
         let device = gateway.enrol(&gateway.invite("anna")).await.unwrap();
@@ -269,7 +285,7 @@ struct Device {
 struct Session {
     connection: Connection,
     welcome: Welcome,
-    _control: Talk,
+    control: Talk,
 }
 
 fn with_gateway(test: &str, body: impl AsyncFnOnce(&Gateway)) {
@@ -449,7 +465,7 @@ impl Gateway {
         let hello = Hello { version: control::VERSION, client: "test".into(), platform: "linux".into() };
         control.send(&FromClient::Hello(hello)).await;
         match control.receive().await {
-            FromServer::Welcome(welcome) => Ok(Session { connection, welcome, _control: control }),
+            FromServer::Welcome(welcome) => Ok(Session { connection, welcome, control }),
             other => panic!("{other:?}"),
         }
     }

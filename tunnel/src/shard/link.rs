@@ -353,6 +353,9 @@ impl Link {
     pub(crate) fn send_packet(&mut self, packet: Bytes, header: &Header, max_bytes: usize) -> Sent {
         let len = packet.len();
         if len <= max_bytes {
+            // A part of a super-packet holds no more than its neighbours do, which leave just before it.
+            let alone = len == header.len();
+            let packet = if alone { self.unpinned(packet) } else { packet };
             return self.send_datagram(packet, len);
         }
         // IPv6 promises 1,280 bytes, and an IPv4 packet without DF may be divided by any router.
@@ -382,10 +385,13 @@ impl Link {
         }
     }
 
-    fn enqueue(&mut self, mut datagram: Bytes) -> bool {
-        if datagram.len() <= SMALL_BYTES && self.connection.datagrams().send_buffer_space() < DATAGRAM_SEND_BYTES / 2 {
-            datagram = Bytes::copy_from_slice(&datagram);
-        }
+    /// See [`SMALL_BYTES`].
+    fn unpinned(&mut self, packet: Bytes) -> Bytes {
+        let waits = self.connection.datagrams().send_buffer_space() < DATAGRAM_SEND_BYTES / 2;
+        if packet.len() <= SMALL_BYTES && waits { Bytes::copy_from_slice(&packet) } else { packet }
+    }
+
+    fn enqueue(&mut self, datagram: Bytes) -> bool {
         match self.connection.datagrams().send(datagram, false) {
             Ok(()) => true,
             Err(SendDatagramError::Blocked(_) | SendDatagramError::TooLarge) => {
