@@ -143,8 +143,8 @@ impl Engine {
         ecn: Option<EcnCodepoint>,
         payload: BytesMut,
     ) {
-        self.stats.datagrams_in += 1;
         if speaks_another_version(&payload) {
+            self.stats.datagrams_in += 1;
             // One version is spoken here. Answering strangers with a list of versions would only
             // tell a scanner that somebody is home (RFC 9000 section 6 leaves it to us).
             self.stats.datagrams_foreign += 1;
@@ -157,6 +157,8 @@ impl Engine {
             self.handovers.push(Handover::Datagram { shard, remote, local_ip, ecn, payload });
             return;
         }
+        // What is handed over counts where it is taken.
+        self.stats.datagrams_in += 1;
         let (long_header, mut response) = (is_long_header(&payload), Vec::new());
         match self.endpoint.handle(now, remote, local_ip, ecn, payload, &mut response) {
             Some(DatagramEvent::ConnectionEvent(handle, event)) => {
