@@ -27,6 +27,7 @@ use crate::forwarding::{Forwarding, ForwardingError};
 use crate::interface::{Netlink, NetlinkError, Overlap, check_overlap};
 use crate::journal::{Journal, JournalError};
 use crate::nat::{self, Nat, NatError};
+use crate::registry::sqlite::SqliteRegistry;
 use crate::registry::{Device, Registry, RegistryError};
 use crate::sessions::{LoopError, Sessions};
 use crate::settings::{Settings, SettingsError};
@@ -132,11 +133,18 @@ fn port_sentence(address: SocketAddr, error: &io::Error) -> String {
 /// [`GatewayError`]: why it did not start, or why it ended by itself.
 pub async fn run(config: Config) -> Result<(), GatewayError> {
     check_capability()?;
+    let state = StateDir::new(&config.state_dir);
+    let registry = state.registry().await?;
+    let outcome = serve(config, &state, registry.clone()).await;
+    // However it ended: an unclosed database may leave its working files behind.
+    registry.close().await;
+    outcome
+}
+
+async fn serve(config: Config, state: &StateDir, registry: SqliteRegistry) -> Result<(), GatewayError> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hang_up = signal(SignalKind::hangup())?;
-    let state = StateDir::new(&config.state_dir);
-    let registry = state.registry().await?;
     let _lock = state.lock()?;
     let authority = state.authority()?;
     let settings = Settings::resolve(&config, &registry).await?;
@@ -157,7 +165,7 @@ pub async fn run(config: Config) -> Result<(), GatewayError> {
     let tuns = Tun::open(&config.device, shards)?;
     // From here on the host changes; each value undoes its change when it is dropped.
     netlink.bring_up(&config.device, &settings.pool, config.mtu_bytes.unwrap_or(DEFAULT_MTU_BYTES)).await?;
-    let host = Host::change(&config, &settings, &state)?;
+    let host = Host::change(&config, &settings, state)?;
     warn_blocked(&config.device, &settings);
 
     let routing = Routing::default();
@@ -215,7 +223,6 @@ pub async fn run(config: Config) -> Result<(), GatewayError> {
         }
     }
     drop(host);
-    registry.close().await;
     tracing::info!(event = "stopped");
     Ok(outcome?)
 }
