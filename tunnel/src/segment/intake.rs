@@ -20,8 +20,11 @@ use crate::pool::Pool;
 const MOST_GAPS: usize = 63;
 /// Headers longer than this (IPv6 extensions) are cut by copying.
 const LONGEST_HEAD: usize = 120;
+/// Segments longer than this (jumbo frames) are cut by copying: there are few of them in a frame.
+const LONGEST_SEGMENT: usize = 4096;
 /// The largest frame with its virtio header and its gaps.
-const MOST_BYTES: usize = VnetHeader::LEN + 65_536 + MOST_GAPS * LONGEST_HEAD;
+/// The last slice may reach beyond the frame by almost a segment.
+const MOST_BYTES: usize = VnetHeader::LEN + 65_536 + LONGEST_SEGMENT + (MOST_GAPS + 1) * LONGEST_HEAD;
 /// One buffer: a super-packet and many small packets behind it.
 const BUFFER_BYTES: usize = 2 * 65_536 + MOST_GAPS * LONGEST_HEAD;
 
@@ -156,7 +159,8 @@ impl Intake {
         self.singles = 0;
         if found != self.layout {
             let segments = cut.by_copying(self.close_up(len), spare, emit);
-            let with_gaps = found.head <= LONGEST_HEAD && found.size * MOST_GAPS >= 65_536;
+            let many_enough = found.size * MOST_GAPS >= 65_536 && found.size <= LONGEST_SEGMENT;
+            let with_gaps = found.head <= LONGEST_HEAD && many_enough;
             self.layout = if with_gaps { found } else { Layout::default() };
             return Some(segments);
         }

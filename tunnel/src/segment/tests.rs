@@ -767,7 +767,7 @@ fn by_flow(packets: &[Bytes]) -> HashMap<Vec<u8>, Vec<Vec<u8>>> {
 
 /// What a host may hand over: super-packets, some of a size, and single packets between them.
 fn device_frame() -> impl Strategy<Value = (VnetHeader, Vec<u8>)> {
-    let size = prop::sample::select(vec![500u16, 1100, 1338, 1338, 1460, 9000]);
+    let size = prop::sample::select(vec![500u16, 1041, 1100, 1338, 1338, 1460, 4095, 9000, 16_000, 60_000]);
     let kind = 0u8..6;
     (tcp(), payload(), size, kind, any::<bool>()).prop_map(|(tcp, payload, size, kind, v4)| match kind {
         0 => (VnetHeader::default(), tcp.packet(&payload).to_vec()),
