@@ -14,8 +14,8 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use culvert_protocol::{
-    Certificate, Change, Event, Gateway, Path as PathFacts, Problem, Request, SCHEMA, State, Status, Timestamp,
-    Traffic, code,
+    Certificate, Change, Dropped, Event, Gateway, Path as PathFacts, Problem, Request, SCHEMA, State, Status,
+    Timestamp, Traffic, code,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -247,19 +247,22 @@ impl Service {
                 rtt_ms: stats.rtt.as_secs_f64() * 1e3,
                 loss_percent: 100.0 * stats.quic_lost as f64 / stats.quic_sent.max(1) as f64,
                 mtu_bytes: stats.inner_mtu_bytes,
+                path_mtu_bytes: stats.path_mtu_bytes,
+                black_holes: stats.black_holes,
             }),
             traffic: facts.stats.as_ref().map(|stats| {
-                let link = stats.dropped_out.by_reason().zip(stats.dropped_in.by_reason());
-                let reasons = link.zip(facts.dropped_device.by_reason());
+                let mut sent = stats.dropped_out.occurred();
+                for (reason, packets) in facts.dropped_device.occurred() {
+                    *sent.entry(reason).or_default() += packets;
+                }
                 Traffic {
                     received_bytes: stats.received.bytes,
                     sent_bytes: stats.sent.bytes,
                     received_packets: stats.received.packets,
                     sent_packets: stats.sent.packets,
-                    dropped: reasons
-                        .map(|(((word, out), (_, within)), (_, device))| (word.to_owned(), out + within + device))
-                        .filter(|(_, packets)| *packets > 0)
-                        .collect(),
+                    dropped: Dropped { sent, received: stats.dropped_in.occurred() },
+                    split_packets: stats.split,
+                    too_big_answers: stats.too_big_answers,
                 }
             }),
             certificate,

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use culvert_tunnel::bucket::Bucket;
 use culvert_tunnel::close::Close;
 use culvert_tunnel::control::{Hello, VERSION, Welcome};
 use culvert_tunnel::enrol::Refusal;
@@ -129,50 +130,24 @@ pub fn judge_invitation(invitation: Option<Invitation>, now: OffsetDateTime) -> 
     Ok(invitation)
 }
 
-/// Lets so many pass in a second, and as many at once.
-#[derive(Debug)]
-pub struct Rate {
-    per_second: u32,
-    tokens: f64,
-    last: std::time::Instant,
-}
-
-impl Rate {
-    /// Full at the beginning.
-    pub fn new(per_second: u32, now: std::time::Instant) -> Self {
-        Self { per_second, tokens: per_second.into(), last: now }
-    }
-
-    /// Takes one if there is one.
-    pub fn pass(&mut self, now: std::time::Instant) -> bool {
-        let rate = f64::from(self.per_second);
-        self.tokens = rate.min(self.tokens + now.duration_since(self.last).as_secs_f64() * rate);
-        self.last = now;
-        let passes = self.tokens >= 1.0;
-        if passes {
-            self.tokens -= 1.0;
-        }
-        passes
-    }
-}
-
-/// A [`Rate`] for peers with a certificate and one for those without: strangers cannot keep
+/// A [`Bucket`] for peers with a certificate and one for those without: strangers cannot keep
 /// enrolled devices out.
 #[derive(Debug)]
 pub struct Rates {
-    certified: Rate,
-    strangers: Rate,
+    certified: Bucket,
+    strangers: Bucket,
 }
 
 impl Rates {
     /// Both full at the beginning, each with the whole limit.
-    pub fn new(per_second: u32, now: std::time::Instant) -> Self {
-        Self { certified: Rate::new(per_second, now), strangers: Rate::new(per_second, now) }
+    pub fn new(per_second: u32) -> Self {
+        let full = Bucket::new(per_second, per_second);
+        Self { certified: full, strangers: full }
     }
 
     /// Takes one from its own kind if there is one.
     pub fn pass(&mut self, stranger: bool, now: std::time::Instant) -> bool {
-        if stranger { self.strangers.pass(now) } else { self.certified.pass(now) }
+        if stranger { self.strangers.take(1, now) } else { self.certified.take(1, now) }
     }
 }
 
@@ -203,18 +178,9 @@ mod tests {
     }
 
     #[test]
-    fn a_burst_passes_and_then_only_the_rate() {
-        let start = Instant::now();
-        let mut rate = Rate::new(10, start);
-        assert_eq!((0..50).filter(|_| rate.pass(start)).count(), 10);
-        let later = start + Duration::from_millis(300);
-        assert_eq!((0..50).filter(|_| rate.pass(later)).count(), 3);
-    }
-
-    #[test]
     fn strangers_do_not_use_up_what_enrolled_devices_may() {
         let start = Instant::now();
-        let mut rates = Rates::new(10, start);
+        let mut rates = Rates::new(10);
         assert_eq!((0..50).filter(|_| rates.pass(true, start)).count(), 10);
         assert_eq!((0..50).filter(|_| rates.pass(false, start)).count(), 10);
     }

@@ -81,10 +81,28 @@ pub struct SessionInfo {
     pub sent_packets: u64,
     /// Dropped, both ways.
     pub dropped_packets: u64,
+    /// Dropped on the way from the client, by reason; only reasons that occurred.
+    #[serde(default)]
+    pub dropped_received: BTreeMap<String, u64>,
+    /// Dropped on the way to the client.
+    #[serde(default)]
+    pub dropped_sent: BTreeMap<String, u64>,
+    /// Packets sent that crossed as two datagrams.
+    #[serde(default)]
+    pub split_packets: u64,
+    /// Packets that were too big, and whose senders were told by ICMP.
+    #[serde(default)]
+    pub too_big_answers: u64,
     /// Smoothed round-trip time outside.
     pub rtt_seconds: f64,
     /// Largest inner packet in one datagram.
     pub mtu_bytes: u16,
+    /// UDP payload bytes that the path carries.
+    #[serde(default)]
+    pub path_mtu_bytes: u16,
+    /// Times that the path was found to carry less than before.
+    #[serde(default)]
+    pub black_holes: u64,
 }
 
 /// The gateway as a whole.
@@ -137,6 +155,9 @@ pub struct ShardInfo {
     /// Packets and datagrams for which another shard had no room.
     #[serde(default)]
     pub handed_lost: u64,
+    /// Packets of the interface that came to no session, by reason; only reasons that occurred.
+    #[serde(default)]
+    pub dropped_device: BTreeMap<String, u64>,
 }
 
 impl From<&ShardStats> for ShardInfo {
@@ -151,6 +172,7 @@ impl From<&ShardStats> for ShardInfo {
             handed_out: stats.handed_out,
             handed_in: stats.handed_in,
             handed_lost: stats.handed_lost,
+            dropped_device: stats.dropped_device.occurred(),
         }
     }
 }

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use culvert_tunnel::bucket::Bucket;
 use culvert_tunnel::close::{Close, Down};
 use culvert_tunnel::control::{self, FrameError, FromClient, FromServer, Hello};
 use culvert_tunnel::device::Device as Interface;
@@ -17,7 +18,7 @@ use futures_util::stream::{self, SelectAll};
 use time::OffsetDateTime;
 use tokio::sync::{Semaphore, mpsc};
 
-use crate::admit::{self, Rate, Rates};
+use crate::admit::{self, Rates};
 use crate::control_socket::{Asked, Request, Response, SessionInfo, ShardInfo, StatusInfo};
 use crate::conversation::{Admission, Conversation, FRAMES, Office, auth_failed};
 use crate::registry::{Device, Registry};
@@ -68,7 +69,7 @@ struct Session {
     hello: Hello,
     remote: SocketAddr,
     since: OffsetDateTime,
-    messages: Rate,
+    messages: Bucket,
 }
 
 /// Why the loop ended by itself.
@@ -90,7 +91,7 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
     pub fn new(office: Arc<Office<R>>, shards: Vec<ShardHandle<D>>) -> Self {
         let (notes, queue) = mpsc::channel(NOTES);
         tokio::spawn(keep_notes(office.registry.clone(), queue));
-        let rates = office.config.handshakes_per_second.map(|limit| Rates::new(limit, Instant::now()));
+        let rates = office.config.handshakes_per_second.map(Rates::new);
         Self {
             office,
             shards,
@@ -216,7 +217,7 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
                 }
             }
             Some(Link::Open(session)) => {
-                if session.messages.pass(Instant::now()) {
+                if session.messages.take(1, Instant::now()) {
                     self.on_message(link, control::decode(&payload)).await;
                 } else {
                     self.close(link, Close::Unexpected, "too many messages").await;
@@ -271,7 +272,7 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
             client = crate::log::peer_text(&hello.client),
         );
         self.note(&device);
-        let messages = Rate::new(MESSAGES_PER_SECOND, Instant::now());
+        let messages = Bucket::new(MESSAGES_PER_SECOND, MESSAGES_PER_SECOND);
         let session = Session { device, lease, hello, remote, since: OffsetDateTime::now_utc(), messages };
         self.links.insert(link, Link::Open(Box::new(session)));
     }
@@ -399,8 +400,14 @@ impl Session {
             sent_bytes: stats.sent.bytes,
             sent_packets: stats.sent.packets,
             dropped_packets: stats.dropped_in.total() + stats.dropped_out.total(),
+            dropped_received: stats.dropped_in.occurred(),
+            dropped_sent: stats.dropped_out.occurred(),
+            split_packets: stats.split,
+            too_big_answers: stats.too_big_answers,
             rtt_seconds: stats.rtt.as_secs_f64(),
             mtu_bytes: stats.inner_mtu_bytes,
+            path_mtu_bytes: stats.path_mtu_bytes,
+            black_holes: stats.black_holes,
         }
     }
 }

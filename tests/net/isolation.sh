@@ -11,7 +11,7 @@ own6() { culvert"$1" status --json | jq -r '.addresses[1]'; }
 # What the gateway has dropped of the session with this inner address.
 dropped() { sessions ".sessions[] | select(.ipv4 == \"$1\").dropped_packets"; }
 # What the client's own end has refused to send as somebody else.
-refused() { status '.traffic.dropped.bad_source // 0'; }
+refused() { status '.traffic.dropped.sent.bad_source // 0'; }
 # How many packets with a forged source came to the internet.
 forged() { net_in "$NET_INTERNET" nft -j list table inet seen | jq '[.nftables[].rule?.expr[]?.counter?.packets // empty] | add'; }
 both_connected() { is_state connected && [ "$(culvert_other status --json | jq -r .state)" = connected ]; }

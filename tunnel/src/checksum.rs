@@ -83,6 +83,11 @@ impl Sum {
     }
 }
 
+/// A checksum field after one of its words went from `before` to `after` (RFC 1624 equation 3).
+pub fn update(checksum: u16, before: u16, after: u16) -> u16 {
+    Sum::default().word(!checksum).word(!before).word(after).checksum()
+}
+
 /// True when `packet` is a whole TCP packet (no fragment) whose TCP checksum is right.
 pub fn verify_tcp(packet: &[u8]) -> bool {
     let Ok(header) = Header::parse(packet) else {

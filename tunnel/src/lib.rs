@@ -17,20 +17,23 @@
 //! plane (tokio) talks to it through [`shard::mailbox`]: sessions open with the messages of
 //! [`control`], devices enrol with those of [`enrol`], and end with a code of [`close`].
 //!
-//! Pure files (bytes and `now` in, bytes out): `packet filter icmp segment pieces control enrol
+//! Pure files (bytes and `now` in, bytes out): `packet filter bucket ecn icmp mss segment pieces control enrol
 //! close identity invitation routing` and `shard::engine`. Files that touch the world: `device`,
 //! `socket`, `shard`, `shard::waker`.
 
+pub mod bucket;
 pub mod checksum;
 pub mod close;
 pub mod congestion;
 pub mod control;
 pub mod device;
+pub mod ecn;
 pub mod enrol;
 pub mod filter;
 pub mod icmp;
 pub mod identity;
 pub mod invitation;
+pub mod mss;
 pub mod packet;
 pub mod pieces;
 mod pool;

@@ -53,6 +53,9 @@ pub enum Dropped {
     /// Half of a split packet whose other half never came.
     #[error("an unjoined piece")]
     Unjoined,
+    /// The path marked it "congestion experienced", and its sender takes no marks (RFC 6040).
+    #[error("marked by a congested path, for a sender that takes no marks")]
+    Congestion,
     /// A datagram payload of an unknown kind.
     #[error("unknown payload kind {kind:#04x}")]
     UnknownKind {
@@ -63,7 +66,7 @@ pub enum Dropped {
 
 impl Dropped {
     /// How many reasons there are.
-    pub const KINDS: usize = 9;
+    pub const KINDS: usize = 10;
     /// Stable words for metrics and JSON, by [`Self::index`].
     pub const WORDS: [&'static str; Self::KINDS] = [
         "malformed",
@@ -75,6 +78,7 @@ impl Dropped {
         "queue_full",
         "unjoined",
         "unknown_kind",
+        "congestion",
     ];
 
     /// The reason's place in [`Self::WORDS`].
@@ -89,6 +93,7 @@ impl Dropped {
             Self::QueueFull => 6,
             Self::Unjoined => 7,
             Self::UnknownKind { .. } => 8,
+            Self::Congestion => 9,
         }
     }
 }

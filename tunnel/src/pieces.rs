@@ -53,6 +53,15 @@ pub fn split_in_two(packet: &Bytes, id: u16, max_datagram: usize) -> Option<[Byt
     Some([piece(0, first), piece(1, second)])
 }
 
+/// A packet made of two halves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Joined {
+    /// The whole.
+    pub packet: Bytes,
+    /// The path marked one of them "congestion experienced", and so the packet (RFC 3168 section 5.3).
+    pub marked: bool,
+}
+
 /// Joins the halves that one link receives.
 #[derive(Debug, Default)]
 pub struct Joiner {
@@ -69,6 +78,8 @@ struct Half {
     id: u16,
     half: u8,
     since: Instant,
+    /// The path marked it "congestion experienced".
+    marked: bool,
     /// Our own copy: the datagram's buffer may be far larger. A first half has room for the second.
     bytes: BytesMut,
 }
@@ -81,13 +92,13 @@ impl Joiner {
 
     /// Takes one DATAGRAM payload of [`KIND`]; the packet, once both halves are there.
     ///
-    /// Halves come in any order. One that is displaced (by a newer one with its place, or by want of
+    /// `marked`: the path marked it "congestion experienced". Halves come in any order. One that is displaced (by a newer one with its place, or by want of
     /// room) or outlives [`LIFE`] is given up, which [`Self::expire`] counts.
     ///
     /// # Errors
     /// [`Dropped::Malformed`] when `payload` is no piece, or when what the two halves make is not
     /// one IP packet; then both are gone.
-    pub fn on_piece(&mut self, now: Instant, payload: &[u8]) -> Result<Option<Bytes>, Dropped> {
+    pub fn on_piece(&mut self, now: Instant, payload: &[u8], marked: bool) -> Result<Option<Joined>, Dropped> {
         let malformed = Dropped::Malformed { len: payload.len() };
         let Some((&[KIND, half @ (0 | 1), high, low], bytes)) = payload.split_first_chunk::<HEADER_LEN>() else {
             return Err(malformed);
@@ -99,12 +110,12 @@ impl Joiner {
         let id = u16::from_be_bytes([high, low]);
         self.give_up_old(now);
         let Some(other) = self.take(id) else {
-            self.wait(now, id, half, bytes);
+            self.wait(now, id, half, bytes, marked);
             return Ok(None);
         };
         if other.half == half {
             self.given_up += 1;
-            self.wait(now, id, half, bytes);
+            self.wait(now, id, half, bytes, marked);
             return Ok(None);
         }
         let packet = if half == 1 {
@@ -118,7 +129,7 @@ impl Joiner {
             packet
         };
         Header::parse(&packet)?;
-        Ok(Some(packet.freeze()))
+        Ok(Some(Joined { packet: packet.freeze(), marked: marked || other.marked }))
     }
 
     /// Gives up what has waited too long. Returns how many halves were given up since the last
@@ -140,7 +151,7 @@ impl Joiner {
         Some(half)
     }
 
-    fn wait(&mut self, now: Instant, id: u16, half: u8, bytes: &[u8]) {
+    fn wait(&mut self, now: Instant, id: u16, half: u8, bytes: &[u8], marked: bool) {
         let room = if half == 0 { bytes.len() * 2 } else { bytes.len() };
         while !self.waiting.is_empty() && (self.waiting.len() >= MAX_WAITING || self.bytes + room > MAX_BYTES) {
             self.give_up_oldest();
@@ -148,7 +159,7 @@ impl Joiner {
         let mut copy = BytesMut::with_capacity(room);
         copy.put_slice(bytes);
         self.bytes += copy.capacity();
-        self.waiting.push_back(Half { id, half, since: now, bytes: copy });
+        self.waiting.push_back(Half { id, half, since: now, marked, bytes: copy });
     }
 
     fn give_up_old(&mut self, now: Instant) {
@@ -179,10 +190,23 @@ mod tests {
             let halves = split_in_two(&packet, 7, 1200).unwrap();
             for [a, b] in [[0, 1], [1, 0]] {
                 let mut joiner = Joiner::new();
-                assert_eq!(joiner.on_piece(now, &halves[a]), Ok(None));
-                assert_eq!(joiner.on_piece(now, &halves[b]), Ok(Some(packet.clone())));
+                assert_eq!(join(&mut joiner, now, &halves[a]), Ok(None));
+                assert_eq!(join(&mut joiner, now, &halves[b]), Ok(Some(packet.clone())));
                 assert_eq!((joiner.expire(now + LIFE), joiner.bytes, joiner.poll_timeout()), (0, 0, None));
             }
+        }
+    }
+
+    #[test]
+    fn a_mark_on_one_half_marks_the_whole() {
+        let now = Instant::now();
+        let whole = packet(1280);
+        let halves = split_in_two(&whole, 7, 1200).unwrap();
+        for marks in [[false, true], [true, false], [true, true]] {
+            let mut joiner = Joiner::new();
+            assert_eq!(joiner.on_piece(now, &halves[0], marks[0]), Ok(None));
+            let joined = joiner.on_piece(now, &halves[1], marks[1]);
+            assert_eq!(joined, Ok(Some(Joined { packet: whole.clone(), marked: true })));
         }
     }
 
@@ -200,10 +224,10 @@ mod tests {
         let now = Instant::now();
         let [first, second] = split_in_two(&packet(1280), 1, 1200).unwrap();
         let mut joiner = Joiner::new();
-        assert_eq!(joiner.on_piece(now, &first), Ok(None));
+        assert_eq!(join(&mut joiner, now, &first), Ok(None));
         assert_eq!(joiner.poll_timeout(), Some(now + LIFE));
         assert_eq!(joiner.expire(now + LIFE - Duration::from_millis(1)), 0);
-        assert_eq!(joiner.on_piece(now + LIFE, &second), Ok(None));
+        assert_eq!(join(&mut joiner, now + LIFE, &second), Ok(None));
         assert_eq!(joiner.expire(now + LIFE), 1);
         assert_eq!(joiner.expire(now + LIFE * 2), 1);
         assert_eq!(joiner.expire(now + LIFE * 3), 0);
@@ -215,9 +239,9 @@ mod tests {
         let packet = packet(900);
         let [first, second] = split_in_two(&packet, 1, 1200).unwrap();
         let mut joiner = Joiner::new();
-        assert_eq!(joiner.on_piece(now, &first), Ok(None));
-        assert_eq!(joiner.on_piece(now, &first), Ok(None));
-        assert_eq!(joiner.on_piece(now, &second), Ok(Some(packet)));
+        assert_eq!(join(&mut joiner, now, &first), Ok(None));
+        assert_eq!(join(&mut joiner, now, &first), Ok(None));
+        assert_eq!(join(&mut joiner, now, &second), Ok(Some(packet)));
         assert_eq!(joiner.expire(now), 1);
     }
 
@@ -227,8 +251,8 @@ mod tests {
         let [first, _] = split_in_two(&packet(900), 1, 1200).unwrap();
         let [_, second] = split_in_two(&packet(1000), 1, 1200).unwrap();
         let mut joiner = Joiner::new();
-        assert_eq!(joiner.on_piece(now, &first), Ok(None));
-        assert_eq!(joiner.on_piece(now, &second), Err(Dropped::Malformed { len: 950 }));
+        assert_eq!(join(&mut joiner, now, &first), Ok(None));
+        assert_eq!(join(&mut joiner, now, &second), Err(Dropped::Malformed { len: 950 }));
         assert_eq!((joiner.expire(now), joiner.bytes), (0, 0));
     }
 
@@ -239,7 +263,7 @@ mod tests {
             let mut joiner = Joiner::new();
             for id in 0..1000 {
                 for half in split_in_two(&packet(len.max(20)), id, 40_000).unwrap().into_iter().take(1) {
-                    assert_eq!(joiner.on_piece(now, &half), Ok(None));
+                    assert_eq!(join(&mut joiner, now, &half), Ok(None));
                     assert!(joiner.waiting.len() <= MAX_WAITING && joiner.bytes <= MAX_BYTES);
                 }
             }
@@ -252,7 +276,7 @@ mod tests {
         let mut joiner = Joiner::new();
         for payload in [&[][..], &[2], &[2, 0, 0, 1], &[2, 2, 0, 1, 9], &[2, 0x80, 0, 1, 9], &[0x45, 0, 0, 1, 9]] {
             let malformed = Err(Dropped::Malformed { len: payload.len() });
-            assert_eq!(joiner.on_piece(Instant::now(), payload), malformed);
+            assert_eq!(join(&mut joiner, Instant::now(), payload), malformed);
         }
         assert_eq!(joiner.poll_timeout(), None);
     }
@@ -266,7 +290,7 @@ mod tests {
             for (id, half, len, wait_ms) in &pieces {
                 now += Duration::from_millis(*wait_ms);
                 let halves = split_in_two(&packet(*len), *id, 2000).unwrap();
-                match joiner.on_piece(now, &halves[*half]) {
+                match join(&mut joiner, now, &halves[*half]) {
                     Ok(None) => {}
                     Ok(Some(packet)) => {
                         prop_assert!(Header::parse(&packet).is_ok());
@@ -288,11 +312,18 @@ mod tests {
                 if let Some(head) = payload.first_chunk_mut::<4>().filter(|_| tidy) {
                     *head = [KIND, head[1] & 1, 0, head[3] & 3];
                 }
-                if let Ok(Some(packet)) = joiner.on_piece(Instant::now(), &payload) {
+                if let Ok(Some(packet)) = join(&mut joiner, Instant::now(), &payload) {
                     prop_assert!(Header::parse(&packet).is_ok());
                 }
             }
         }
+    }
+
+    fn join(joiner: &mut Joiner, now: Instant, payload: &[u8]) -> Result<Option<Bytes>, Dropped> {
+        Ok(joiner.on_piece(now, payload, false)?.map(|joined| {
+            assert!(!joined.marked, "no half was");
+            joined.packet
+        }))
     }
 
     fn packet(len: usize) -> Bytes {

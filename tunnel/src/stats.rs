@@ -1,6 +1,7 @@
 //! Counters, by direction and by why a packet was dropped. One writer (the shard), no locks:
 //! they are copied out when the control plane asks.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -37,6 +38,11 @@ impl Drops {
     /// `(reason word, packets)`, every reason, in a stable order.
     pub fn by_reason(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
         Dropped::WORDS.iter().copied().zip(self.0)
+    }
+
+    /// As [`Self::by_reason`], only reasons that occurred.
+    pub fn occurred(&self) -> BTreeMap<String, u64> {
+        self.by_reason().filter(|(_, packets)| *packets > 0).map(|(word, packets)| (word.to_owned(), packets)).collect()
     }
 
     /// All reasons together.

@@ -83,8 +83,11 @@ pub(crate) fn status(status: &Status, now: Timestamp) -> String {
     }
     if let Some(traffic) = &status.traffic {
         row("Traffic", format!("{} down, {} up", bytes(traffic.received_bytes), bytes(traffic.sent_bytes)));
-        let dropped: Vec<String> =
-            traffic.dropped.iter().map(|(reason, packets)| format!("{packets} {}", reason.replace('_', " "))).collect();
+        let dropped: Vec<String> = [(&traffic.dropped.sent, "up"), (&traffic.dropped.received, "down")]
+            .into_iter()
+            .flat_map(|(reasons, way)| reasons.iter().map(move |(reason, packets)| (reason, packets, way)))
+            .map(|(reason, packets, way)| format!("{packets} {} ({way})", reason.replace('_', " ")))
+            .collect();
         if !dropped.is_empty() {
             row("Dropped", dropped.join(", "));
         }
@@ -157,7 +160,7 @@ fn format(at: OffsetDateTime, form: &[BorrowedFormatItem<'_>]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use culvert_protocol::{Certificate, Gateway, Path, Problem, SCHEMA, Traffic, code};
+    use culvert_protocol::{Certificate, Dropped, Gateway, Path, Problem, SCHEMA, Traffic, code};
     use time::macros::datetime;
 
     #[test]
@@ -176,7 +179,7 @@ mod tests {
              \x20   Protected:   IPv4, IPv6, DNS; kill switch off\n\
              \x20   Quality:     RTT 23 ms, loss 0.0 %, MTU 1380\n\
              \x20   Traffic:     1.2 GB down, 96 MB up\n\
-             \x20   Dropped:     2 too big\n\
+             \x20   Dropped:     2 too big (up), 1 unjoined (down)\n\
              \x20   Access ends: {ends}"
         );
         assert_eq!(shown, expected);
@@ -220,13 +223,24 @@ mod tests {
             addresses: vec!["100.77.3.9".parse().unwrap(), "fd4e:9a1c::9".parse().unwrap()],
             interface: Some("culvert0".into()),
             protection: Some(Protection { ipv4: true, ipv6: true, dns: true, kill_switch: false }),
-            path: Some(Path { rtt_ms: 23.1, loss_percent: 0.01, mtu_bytes: 1380 }),
+            path: Some(Path {
+                rtt_ms: 23.1,
+                loss_percent: 0.01,
+                mtu_bytes: 1380,
+                path_mtu_bytes: 1413,
+                black_holes: 0,
+            }),
             traffic: Some(Traffic {
                 received_bytes: 1_200_000_000,
                 sent_bytes: 96_000_000,
                 received_packets: 1,
                 sent_packets: 1,
-                dropped: [("too_big".to_owned(), 2)].into(),
+                dropped: Dropped {
+                    sent: [("too_big".to_owned(), 2)].into(),
+                    received: [("unjoined".to_owned(), 1)].into(),
+                },
+                split_packets: 0,
+                too_big_answers: 2,
             }),
             certificate: Some(Certificate { device: "anna".into(), until }),
             notes: vec![],

@@ -16,7 +16,9 @@ pub use client::{Client, ClientError, EVENTS_HELD};
 pub use frame::{FrameError, FrameReader, MAX_FRAME, decode, encode};
 pub use message::{Answer, Ask, Change, Event, Request};
 pub use problem::{CATALOGUE, Code, Entry, Problem, code};
-pub use status::{Certificate, Drops, Gateway, Path, Protection, SCHEMA, State, Status, Step, Timestamp, Traffic};
+pub use status::{
+    Certificate, Dropped, Drops, Gateway, Path, Protection, SCHEMA, State, Status, Step, Timestamp, Traffic,
+};
 
 /// The version of this protocol. `hello`, `version` and `status` keep their meaning across versions.
 pub const VERSION: u32 = 1;

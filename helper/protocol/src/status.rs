@@ -197,6 +197,12 @@ pub struct Path {
     pub loss_percent: f64,
     /// The largest inner packet that crosses in one datagram.
     pub mtu_bytes: u16,
+    /// UDP payload bytes that the path carries.
+    #[serde(default)]
+    pub path_mtu_bytes: u16,
+    /// Times that the path was found to carry less than before.
+    #[serde(default)]
+    pub black_holes: u64,
 }
 
 /// Counters of one session, seen from this machine.
@@ -210,11 +216,26 @@ pub struct Traffic {
     pub received_packets: u64,
     /// Inner packets sent.
     pub sent_packets: u64,
-    /// Packets dropped, by reason; only reasons that occurred.
-    pub dropped: Drops,
+    /// Packets dropped.
+    pub dropped: Dropped,
+    /// Packets sent that crossed as two datagrams.
+    #[serde(default)]
+    pub split_packets: u64,
+    /// Packets that were too big, and whose senders were told by ICMP.
+    #[serde(default)]
+    pub too_big_answers: u64,
 }
 
-/// Packets dropped by reason, both directions together.
+/// Packets dropped, by direction and reason; only reasons that occurred.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dropped {
+    /// On their way to the gateway.
+    pub sent: Drops,
+    /// On their way from it.
+    pub received: Drops,
+}
+
+/// Packets by the word for the reason.
 pub type Drops = BTreeMap<String, u64>;
 
 /// The device certificate.
@@ -243,13 +264,15 @@ pub(crate) fn sample() -> Status {
         addresses: vec!["100.77.3.9".parse().unwrap(), "fd4e:9a1c::9".parse().unwrap()],
         interface: Some("culvert0".into()),
         protection: Some(Protection { ipv4: true, ipv6: true, dns: true, kill_switch: false }),
-        path: Some(Path { rtt_ms: 23.0, loss_percent: 0.5, mtu_bytes: 1380 }),
+        path: Some(Path { rtt_ms: 23.0, loss_percent: 0.5, mtu_bytes: 1380, path_mtu_bytes: 1413, black_holes: 1 }),
         traffic: Some(Traffic {
             received_bytes: 1_200_000_000,
             sent_bytes: 96_000_000,
             received_packets: 900_000,
             sent_packets: 400_000,
-            dropped: [("too_big".to_owned(), 2)].into(),
+            dropped: Dropped { sent: [("too_big".to_owned(), 2)].into(), received: Drops::new() },
+            split_packets: 7,
+            too_big_answers: 2,
         }),
         certificate: Some(Certificate { device: "anna-mac".into(), until: datetime!(2026-08-03 00:00:00 UTC) }),
         notes: vec!["a note".into()],
@@ -265,9 +288,10 @@ pub(crate) fn sample_json() -> serde_json::Value {
                     "seen_as": "198.51.100.2:40000"},
         "addresses": ["100.77.3.9", "fd4e:9a1c::9"], "interface": "culvert0",
         "protection": {"ipv4": true, "ipv6": true, "dns": true, "kill_switch": false},
-        "path": {"rtt_ms": 23.0, "loss_percent": 0.5, "mtu_bytes": 1380},
+        "path": {"rtt_ms": 23.0, "loss_percent": 0.5, "mtu_bytes": 1380, "path_mtu_bytes": 1413, "black_holes": 1},
         "traffic": {"received_bytes": 1_200_000_000, "sent_bytes": 96_000_000, "received_packets": 900_000,
-                    "sent_packets": 400_000, "dropped": {"too_big": 2}},
+                    "sent_packets": 400_000, "dropped": {"sent": {"too_big": 2}, "received": {}},
+                    "split_packets": 7, "too_big_answers": 2},
         "certificate": {"device": "anna-mac", "until": "2026-08-03T00:00:00Z"},
         "notes": ["a note"], "helper": "0.1.0"
     })

@@ -25,10 +25,10 @@ fn any_payloads(mut now: Instant, mut data: &[u8]) {
         data = behind;
         now += Duration::from_millis(u64::from(*pause) * 4);
         taken += 1;
-        match joiner.on_piece(now, payload) {
+        match joiner.on_piece(now, payload, pause & 1 == 1) {
             Ok(None) => {}
-            Ok(Some(packet)) => {
-                Header::parse(&packet).expect("what is joined is a packet");
+            Ok(Some(joined)) => {
+                Header::parse(&joined.packet).expect("what is joined is a packet");
                 ended += 2;
             }
             // Of no piece itself, or of two that made no packet.
@@ -55,9 +55,9 @@ fn round_trip(now: Instant, id: u16, max_bytes: usize, packet: &[u8]) {
     assert!(halves.iter().all(|half| half.len() <= max_bytes));
     for [a, b] in [[0, 1], [1, 0]] {
         let mut joiner = Joiner::new();
-        assert_eq!(joiner.on_piece(now, &halves[a]), Ok(None));
-        match joiner.on_piece(now, &halves[b]) {
-            Ok(whole) => assert_eq!(whole, Some(packet.clone())),
+        assert_eq!(joiner.on_piece(now, &halves[a], false), Ok(None));
+        match joiner.on_piece(now, &halves[b], false) {
+            Ok(whole) => assert_eq!(whole.map(|joined| joined.packet), Some(packet.clone())),
             Err(_) => assert!(Header::parse(&packet).is_err(), "a packet was refused"),
         }
     }

@@ -162,10 +162,18 @@ impl Engine {
         let (long_header, mut response) = (is_long_header(&payload), Vec::new());
         match self.endpoint.handle(now, remote, local_ip, ecn, payload, &mut response) {
             Some(DatagramEvent::ConnectionEvent(handle, event)) => {
+                // A mark is for the packets of this datagram alone.
+                let marked = ecn == Some(EcnCodepoint::Ce);
+                if marked {
+                    self.read_datagrams(now, handle.0, usize::MAX, false);
+                }
                 if let Some(link) = self.links.get_mut(handle.0).and_then(Option::as_mut) {
                     link.connection.handle_event(event);
                     link.heard = true;
                     self.touch(handle.0);
+                }
+                if marked {
+                    self.read_datagrams(now, handle.0, usize::MAX, true);
                 }
             }
             Some(DatagramEvent::NewConnection(incoming)) => self.on_incoming(now, incoming),
@@ -387,7 +395,7 @@ impl Engine {
     pub fn on_handover(&mut self, now: Instant, handover: Handover) {
         self.stats.handed_in += 1;
         match handover {
-            Handover::Packet { link, packet } => self.on_handed_packet(link, packet),
+            Handover::Packet { link, packet } => self.on_handed_packet(now, link, packet),
             Handover::Datagram { remote, local_ip, ecn, payload, .. } => {
                 self.on_datagram(now, remote, local_ip, ecn, payload);
             }

@@ -9,11 +9,13 @@ use std::time::{Duration, Instant};
 use bytes::{BufMut, Bytes, BytesMut};
 use quinn_proto::{Connection, Dir, SendDatagramError, StreamId, VarInt, WriteError};
 
+use crate::bucket::Bucket;
 use crate::close::{Close, Down};
 use crate::control::FrameReader;
 use crate::filter::Lease;
+use crate::mss;
 use crate::packet::{Dropped, Header};
-use crate::pieces::{self, Joiner};
+use crate::pieces::{self, Joined, Joiner};
 use crate::shard::mailbox::{LinkId, Protocol};
 use crate::stats::{Drops, Flow, LinkStats};
 use crate::transport::DATAGRAM_SEND_BYTES;
@@ -38,6 +40,11 @@ const MOST_ECHOES: usize = 4;
 const SMALL_BYTES: usize = 512;
 /// Below this much room the device is not read: one super-packet and its bookkeeping.
 const ROOM_FOR_A_FRAME_BYTES: usize = 128 * 1024;
+
+/// ICMP messages a second to the senders behind one link: what Linux allows a host for all of them
+/// (`icmp_msgs_per_sec`, `icmp_msgs_burst` in ip-sysctl.rst).
+const ANSWERS_PER_SECOND: u32 = 1000;
+const ANSWERS_AT_ONCE: u32 = 50;
 
 /// Kind bytes of a DATAGRAM payload that is no IP packet.
 pub(crate) mod kind {
@@ -112,6 +119,7 @@ pub(crate) struct Link {
     pub(crate) dropped_in: Drops,
     pub(crate) split: u64,
     pub(crate) too_big_answers: u64,
+    answers: Bucket,
 }
 
 /// News of a link of which only the latest counts.
@@ -166,6 +174,7 @@ impl Link {
             dropped_in: Drops::default(),
             split: 0,
             too_big_answers: 0,
+            answers: Bucket::new(ANSWERS_PER_SECOND, ANSWERS_AT_ONCE),
         }
     }
 
@@ -338,6 +347,18 @@ impl Link {
         self.connection.datagrams().max_size().unwrap_or(0)
     }
 
+    /// The largest inner packet that the link carries, whole or split.
+    pub(crate) fn carries_bytes(&self) -> u16 {
+        self.inner_mtu_bytes.max(LEAST_INNER_MTU_BYTES)
+    }
+
+    /// May one more packet be answered by ICMP now? Counts it.
+    pub(crate) fn may_answer(&mut self, now: Instant) -> bool {
+        let may = self.answers.take(1, now);
+        self.too_big_answers += u64::from(may);
+        may
+    }
+
     /// True when the queue has room for one more frame of the device.
     pub(crate) fn has_room(&mut self) -> bool {
         self.connection.datagrams().send_buffer_space() >= ROOM_FOR_A_FRAME_BYTES
@@ -355,7 +376,7 @@ impl Link {
         if len <= max_bytes {
             // A part of a super-packet holds no more than its neighbours do, which leave just before it.
             let alone = len == header.len();
-            let packet = if alone { self.unpinned(packet) } else { packet };
+            let packet = if alone { self.unpinned(mss::clamp(packet, header, self.carries_bytes())) } else { packet };
             return self.send_datagram(packet, len);
         }
         // IPv6 promises 1,280 bytes, and an IPv4 packet without DF may be divided by any router.
@@ -435,9 +456,9 @@ impl Link {
     }
 
     /// Takes one half of a split packet; the whole when it is the second.
-    pub(crate) fn on_piece(&mut self, now: Instant, payload: &Bytes) -> Result<Option<Bytes>, Dropped> {
+    pub(crate) fn on_piece(&mut self, now: Instant, payload: &Bytes, marked: bool) -> Result<Option<Joined>, Dropped> {
         self.expire_pieces(now);
-        self.joiner.on_piece(now, payload)
+        self.joiner.on_piece(now, payload, marked)
     }
 
     fn expire_pieces(&mut self, now: Instant) {

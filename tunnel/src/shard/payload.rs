@@ -5,19 +5,21 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
-use crate::filter;
 use crate::packet::{Dropped, Header};
 use crate::segment::Coalescer;
 use crate::shard::engine::Role;
 use crate::shard::link::{Link, kind};
 use crate::shard::mailbox::Event;
+use crate::{ecn, filter, mss};
 
-/// One DATAGRAM payload: a packet for the device, an echo, or half a packet.
+/// One DATAGRAM payload: a packet for the device, an echo, or half a packet. `marked`: the path marked
+/// its outer packet "congestion experienced".
 pub(crate) fn take_payload(
     role: &Role,
     link: &mut Link,
     now: Instant,
     payload: Bytes,
+    marked: bool,
     to_device: &mut Coalescer,
     events: &mut VecDeque<Event>,
 ) -> Result<(), Dropped> {
@@ -25,18 +27,18 @@ pub(crate) fn take_payload(
     if link.reported {
         return Ok(()); // it ended; nobody waits for this any more
     }
-    let packet = match first {
+    let (packet, marked) = match first {
         kind::ECHO => {
             if let Some(rtt) = link.on_echo(now, &payload)? {
                 events.push_back(Event::Echo { link: link.id, rtt });
             }
             return Ok(());
         }
-        kind::PIECE => match link.on_piece(now, &payload)? {
-            Some(whole) => whole,
+        kind::PIECE => match link.on_piece(now, &payload, marked)? {
+            Some(whole) => (whole.packet, whole.marked),
             None => return Ok(()),
         },
-        _ if matches!(first >> 4, 4 | 6) => payload,
+        _ if matches!(first >> 4, 4 | 6) => (payload, marked),
         _ => return Err(Dropped::UnknownKind { kind: first }),
     };
     let header = Header::parse(&packet)?;
@@ -45,7 +47,10 @@ pub(crate) fn take_payload(
         Role::Client => filter::client_in(&lease, &header)?,
         Role::Gateway { policy, .. } => policy.from_client(&lease, &header)?,
     }
+    let packet = if marked { ecn::mark(packet, &header)? } else { packet };
     link.received.count(packet.len());
+    // What the far host may be sent must cross this link.
+    let packet = mss::clamp(packet, &header, link.carries_bytes());
     to_device.push(packet);
     Ok(())
 }

@@ -20,6 +20,7 @@ use culvert_tunnel::shard::engine::{Engine, Role};
 use culvert_tunnel::shard::mailbox::{Event, Inspection, LinkId};
 use culvert_tunnel::stats::{LinkStats, ShardStats};
 use culvert_tunnel::transport::{ClientTransport, ServerTransport, Tuning};
+use quinn_proto::EcnCodepoint;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::sync::oneshot;
 
@@ -92,7 +93,7 @@ impl End {
 struct Datagram {
     from: SocketAddr,
     to: SocketAddr,
-    ecn: Option<quinn_proto::EcnCodepoint>,
+    ecn: Option<EcnCodepoint>,
     bytes: Vec<u8>,
 }
 
@@ -108,6 +109,10 @@ pub struct Pair {
     pub latency: Duration,
     pub loss_percent: u32,
     pub reorder: bool,
+    /// One in so many datagrams that take marks, by chance, is marked "congestion experienced" by the path; 0: none.
+    pub mark_every: u32,
+    /// So many of 1,000 bytes and more were marked.
+    pub large_marked: usize,
     /// UDP payload that the path carries.
     pub path_bytes: usize,
 }
@@ -133,6 +138,8 @@ impl Pair {
             latency: Duration::from_millis(10),
             loss_percent: 0,
             reorder: false,
+            mark_every: 0,
+            large_marked: 0,
             path_bytes: 1472,
         }
     }
@@ -189,7 +196,9 @@ impl Pair {
                 };
                 let payload = BytesMut::from(&datagram.bytes[..]);
                 to.engine.on_datagram(self.now, datagram.from, None, datagram.ecn, payload);
-                to.engine.settle(self.now);
+            }
+            for end in [&mut self.client, &mut self.gateway] {
+                end.engine.settle(self.now);
             }
             self.client.collect();
             self.gateway.collect();
@@ -214,10 +223,12 @@ impl Pair {
                     let late =
                         if self.reorder { Duration::from_micros(u64::from(dice % 3000)) } else { Duration::ZERO };
                     self.sequence += 1;
+                    let marks = self.mark_every > 0 && (dice >> 7).is_multiple_of(self.mark_every);
+                    self.large_marked += usize::from(marks && bytes.len() >= 1000);
                     let datagram = Datagram {
                         from: end.address,
                         to: transmit.destination,
-                        ecn: transmit.ecn,
+                        ecn: transmit.ecn.map(|ecn| if marks { EcnCodepoint::Ce } else { ecn }),
                         bytes: bytes.to_vec(),
                     };
                     self.wire.insert((self.now + self.latency + late, self.sequence), datagram);
@@ -269,6 +280,10 @@ impl Pair {
 
     pub fn client_stats(&mut self) -> LinkStats {
         self.client.inspect().links.pop().expect("a live link").1
+    }
+
+    pub fn gateway_stats(&mut self) -> LinkStats {
+        self.gateway.inspect().links.pop().expect("a live link").1
     }
 
     pub fn gateway_shard_stats(&mut self) -> ShardStats {
@@ -391,6 +406,28 @@ pub fn ipv6(source: Ipv6Addr, destination: Ipv6Addr, len: usize) -> Vec<u8> {
         packet[44..46].copy_from_slice(&((len - 40) as u16).to_be_bytes());
     }
     packet
+}
+
+/// A SYN over IPv4 that announces this maximum segment size. Its TCP checksum is not right.
+pub fn syn(source: Ipv4Addr, destination: Ipv4Addr, mss: u16) -> Vec<u8> {
+    let mut packet = ipv4(source, destination, 44, true);
+    packet[9] = 6;
+    packet[10..12].fill(0);
+    let sum = checksum(&packet[..20]);
+    packet[10..12].copy_from_slice(&sum.to_be_bytes());
+    packet[20..44].fill(0);
+    packet[32..34].copy_from_slice(&[0x60, 0x02]);
+    packet[40..42].copy_from_slice(&[2, 4]);
+    packet[42..44].copy_from_slice(&mss.to_be_bytes());
+    packet
+}
+
+/// Sets the ECN field of [`ipv4`].
+pub fn set_ecn(packet: &mut [u8], ecn: u8) {
+    packet[1] = ecn;
+    packet[10..12].fill(0);
+    let sum = checksum(&packet[..20]);
+    packet[10..12].copy_from_slice(&sum.to_be_bytes());
 }
 
 /// Writes `bytes` into the payload of [`ipv4`]'s UDP.

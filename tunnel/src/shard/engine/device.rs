@@ -69,13 +69,13 @@ impl Engine {
         }
         self.queue(index);
         if let Some((packet, mtu_bytes)) = too_big {
-            self.answer_too_big(index, &packet, &header, mtu_bytes);
+            self.answer_too_big(now, index, &packet, &header, mtu_bytes);
         }
         Ok(())
     }
 
     /// A packet that another shard has routed and checked.
-    pub(super) fn on_handed_packet(&mut self, id: LinkId, packet: Bytes) {
+    pub(super) fn on_handed_packet(&mut self, now: Instant, id: LinkId, packet: Bytes) {
         debug_assert_eq!(id.shard, self.shard);
         let found = Header::parse(&packet).and_then(|header| {
             let nobody = Dropped::NoSession { destination: header.dst() };
@@ -90,12 +90,15 @@ impl Engine {
         let sent = link.send_packet(packet, &header, max_bytes);
         self.queue(index);
         if let Sent::TooBig { mtu_bytes, packet } = sent {
-            self.answer_too_big(index, &packet, &header, mtu_bytes);
+            self.answer_too_big(now, index, &packet, &header, mtu_bytes);
         }
     }
 
     /// Tells the sender of a device packet, through the device, how large it may be.
-    fn answer_too_big(&mut self, index: usize, packet: &Bytes, header: &Header, mtu_bytes: u16) {
+    fn answer_too_big(&mut self, now: Instant, index: usize, packet: &Bytes, header: &Header, mtu_bytes: u16) {
+        if !self.links[index].as_mut().is_some_and(|link| link.may_answer(now)) {
+            return;
+        }
         // The answer comes from the address that was asked for: any other source would fail the
         // host's reverse-path check, and our own is a martian when it arrives on the device.
         let answer = match header.dst() {
@@ -104,9 +107,6 @@ impl Engine {
         };
         if let Some(answer) = answer {
             self.to_device.push(answer);
-            if let Some(link) = self.links[index].as_mut() {
-                link.too_big_answers += 1;
-            }
         }
     }
 

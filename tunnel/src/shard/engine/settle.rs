@@ -78,7 +78,7 @@ impl Engine {
                 _ => {}
             }
         }
-        let more = self.read_datagrams(now, index);
+        let more = self.read_datagrams(now, index, PAYLOADS_A_SETTLE, false);
         let Some(link) = self.links[index].as_mut() else { return false };
         if link.follow_peer(now) {
             link.notice.moved = true;
@@ -140,12 +140,15 @@ impl Engine {
         }
     }
 
-    /// Returns true when payloads are left.
-    fn read_datagrams(&mut self, now: Instant, index: usize) -> bool {
-        let Some(link) = self.links[index].as_mut() else { return false };
-        for _ in 0..PAYLOADS_A_SETTLE {
+    /// Takes at most `most` payloads; `marked`: in packets that the path marked "congestion experienced".
+    /// Returns true when some are left.
+    pub(super) fn read_datagrams(&mut self, now: Instant, index: usize, most: usize, marked: bool) -> bool {
+        let Some(link) = self.links.get_mut(index).and_then(Option::as_mut) else { return false };
+        for _ in 0..most {
             let Some(payload) = link.connection.datagrams().recv() else { return false };
-            if let Err(why) = take_payload(&self.role, link, now, payload, &mut self.to_device, &mut self.events) {
+            if let Err(why) =
+                take_payload(&self.role, link, now, payload, marked, &mut self.to_device, &mut self.events)
+            {
                 link.dropped_in.count(&why);
             }
         }
