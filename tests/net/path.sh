@@ -97,6 +97,20 @@ for path in 1400 1300; do
   check "$path: still the same session" "$peer" "$(sessions '.sessions[].ipv4')"
 done
 
+echo "- 1300 bytes, and ICMP is blocked on every host, as it often is"
+for host in "$NET_CLIENT" "$NET_GATEWAY"; do
+  net_in "$host" nft -f - <<'NFT'
+table inet deaf {
+  chain input { type filter hook input priority 0; icmp type destination-unreachable drop; icmpv6 type packet-too-big drop; }
+  chain forward { type filter hook forward priority 0; icmp type destination-unreachable drop; icmpv6 type packet-too-big drop; }
+}
+NFT
+  ip -n "$host" route flush cache
+done
+carries "1300, ICMP blocked" $INTERNET_IP4
+carries "1300, ICMP blocked" "[$INTERNET_IP6]"
+for host in "$NET_CLIENT" "$NET_GATEWAY"; do net_in "$host" nft delete table inet deaf; done
+
 echo "- 1228 bytes, the least that QUIC allows"
 narrow 1228
 check "1228: IPv6 packets of 1280 bytes cross, as they must" 3 "$(pings "$NET_CLIENT" $INTERNET_IP6 -M "do" -s 1232)"

@@ -230,6 +230,33 @@ fn loss_under_load_loses_packets_and_nothing_else() {
 }
 
 #[test]
+fn bursts_of_loss_that_quic_takes_for_a_black_hole_leave_the_inner_mtu_where_it_was() {
+    let mut pair = Pair::connected();
+    pair.run_for(Duration::from_secs(5));
+    let before = pair.client_mtu();
+    pair.loss_percent = 15;
+    let packet = ipv4(CLIENT.ipv4, Ipv4Addr::new(198, 51, 100, 7), before, true);
+    let mut crossed = 0;
+    for _ in 0..2000 {
+        for _ in 0..40 {
+            pair.client_sends(&packet);
+        }
+        pair.run_for(Duration::from_millis(5)); // 90 Mbit/s
+        crossed += pair.gateway_host().len();
+        assert_eq!(pair.client_mtu(), before);
+    }
+    let stats = pair.client_stats();
+    assert!(stats.black_holes > 0 && stats.split > 0, "the trap did snap");
+    assert_eq!(stats.dropped_out.total(), 0);
+    // In two datagrams a packet is lost twice as often.
+    assert!((55_000..75_000).contains(&crossed), "{crossed} of 80000");
+    pair.loss_percent = 0;
+    pair.run_for(Duration::from_secs(5));
+    assert_eq!(pair.client_mtu(), before);
+    assert!(usize::from(pair.client_stats().path_mtu_bytes) >= before, "the path was found again");
+}
+
+#[test]
 fn reordering_delivers_every_packet_once() {
     let mut pair = Pair::connected();
     pair.reorder = true;

@@ -41,6 +41,12 @@ const SMALL_BYTES: usize = 512;
 /// Below this much room the device is not read: one super-packet and its bookkeeping.
 const ROOM_FOR_A_FRAME_BYTES: usize = 128 * 1024;
 
+/// How long a link whose path seems to carry less goes on as before, in two datagrams a packet.
+///
+/// QUIC takes four bursts of loss in one acknowledgement for a black hole (quinn-proto's mtud.rs), which
+/// 5 % of random loss is enough for; it looks again after `transport::BLACK_HOLE_COOLDOWN` and needs a
+/// few round trips. Hosts would remember the smaller size for ten minutes.
+const MTU_HOLD: Duration = Duration::from_secs(5);
 /// ICMP messages a second to the senders behind one link: what Linux allows a host for all of them
 /// (`icmp_msgs_per_sec`, `icmp_msgs_burst` in ip-sysctl.rst).
 const ANSWERS_PER_SECOND: u32 = 1000;
@@ -87,8 +93,11 @@ pub(crate) struct Link {
     /// The end has been told to the control plane.
     pub(crate) reported: bool,
     pub(crate) lease: Option<Lease>,
-    /// The inner MTU last told to the control plane.
+    /// The largest inner packet that hosts may send: what the path carries in one datagram, or what it
+    /// carried until a moment ago.
     pub(crate) inner_mtu_bytes: u16,
+    /// Until when it stays although the path seems to carry less.
+    mtu_held: Option<Instant>,
     /// In the engine's queue of links to transmit for.
     pub(crate) queued: bool,
     /// In the engine's list of links to settle.
@@ -150,6 +159,7 @@ impl Link {
             reported: false,
             lease: None,
             inner_mtu_bytes: 0,
+            mtu_held: None,
             queued: false,
             touched: false,
             lossy: false,
@@ -183,7 +193,7 @@ impl Link {
         let handshake = (self.protocol.is_none() && !self.reported).then(|| self.began + HANDSHAKE_TIMEOUT);
         let linger = self.closing.as_ref().map(|closing| closing.by);
         let drained = self.ended.map(|ended| ended + DRAIN);
-        [self.connection.poll_timeout(), handshake, linger, drained, self.joiner.poll_timeout()]
+        [self.connection.poll_timeout(), handshake, linger, drained, self.joiner.poll_timeout(), self.mtu_held]
             .into_iter()
             .flatten()
             .min()
@@ -352,6 +362,16 @@ impl Link {
         self.inner_mtu_bytes.max(LEAST_INNER_MTU_BYTES)
     }
 
+    /// Follows the path. True when hosts may send more or less than before.
+    pub(crate) fn follow_path(&mut self, now: Instant) -> bool {
+        let bytes = u16::try_from(self.datagram_bytes()).unwrap_or(u16::MAX).max(LEAST_INNER_MTU_BYTES);
+        if bytes < self.inner_mtu_bytes && now < *self.mtu_held.get_or_insert(now + MTU_HOLD) {
+            return false;
+        }
+        self.mtu_held = None;
+        std::mem::replace(&mut self.inner_mtu_bytes, bytes) != bytes
+    }
+
     /// May one more packet be answered by ICMP now? Counts it.
     pub(crate) fn may_answer(&mut self, now: Instant) -> bool {
         let may = self.answers.take(1, now);
@@ -380,7 +400,7 @@ impl Link {
             return self.send_datagram(packet, len);
         }
         // IPv6 promises 1,280 bytes, and an IPv4 packet without DF may be divided by any router.
-        let may_split = len <= usize::from(LEAST_INNER_MTU_BYTES) || !header.dont_fragment();
+        let may_split = len <= usize::from(self.carries_bytes()) || !header.dont_fragment();
         if may_split {
             self.next_piece = self.next_piece.wrapping_add(1);
             if let Some([first, second]) = pieces::split_in_two(&packet, self.next_piece, max_bytes) {
@@ -392,7 +412,7 @@ impl Link {
                 return Sent::Dropped;
             }
         }
-        let mtu_bytes = u16::try_from(max_bytes).unwrap_or(u16::MAX).max(LEAST_INNER_MTU_BYTES);
+        let mtu_bytes = u16::try_from(max_bytes).unwrap_or(u16::MAX).max(self.carries_bytes());
         self.dropped_out.count(&Dropped::TooBig { len, mtu_bytes });
         Sent::TooBig { mtu_bytes, packet }
     }

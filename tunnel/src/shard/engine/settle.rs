@@ -9,7 +9,7 @@ use rustls::pki_types::CertificateDer;
 use super::{EXPORTER_LABEL, Engine, MOST_UNTOLD, PAYLOADS_A_SETTLE, Role};
 use crate::close::{Close, Down};
 use crate::shard::ending::down;
-use crate::shard::link::{LEAST_INNER_MTU_BYTES, Notice};
+use crate::shard::link::Notice;
 use crate::shard::mailbox::{Established, Event, Protocol};
 use crate::shard::payload::take_payload;
 
@@ -83,7 +83,7 @@ impl Engine {
         if link.follow_peer(now) {
             link.notice.moved = true;
         }
-        self.watch_mtu(index);
+        self.watch_mtu(now, index);
         self.queue(index);
         more
     }
@@ -155,17 +155,13 @@ impl Engine {
         true
     }
 
-    fn watch_mtu(&mut self, index: usize) {
+    fn watch_mtu(&mut self, now: Instant, index: usize) {
         let Some(link) = self.links[index].as_mut() else { return };
         if link.lease.is_none() {
             link.notice = Notice { queued: link.notice.queued, ..Default::default() };
             return;
         }
-        let bytes = u16::try_from(link.datagram_bytes()).unwrap_or(u16::MAX).max(LEAST_INNER_MTU_BYTES);
-        if bytes != link.inner_mtu_bytes {
-            link.inner_mtu_bytes = bytes;
-            link.notice.mtu = true;
-        }
+        link.notice.mtu |= link.follow_path(now);
         if link.notice.mtu || link.notice.moved {
             self.notify(index);
         }
