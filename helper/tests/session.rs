@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use culvert_helper::profile::{Profile, Profiles};
 use culvert_protocol::{Client, Event, Request, State, Status, code};
@@ -346,6 +346,12 @@ impl Bench {
             "ip -6 route add default via 2001:db8:1::1",
         ] {
             bench.read(&command.split(' ').collect::<Vec<_>>());
+        }
+        // The kernel makes it when it has seen the cable, which may take a moment.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !bench.read(&["ip", "-6", "route", "show", "table", "local"]).contains("local 2001:db8:1::2") {
+            assert!(Instant::now() < deadline, "no route to the own address");
+            std::thread::sleep(Duration::from_millis(10));
         }
         bench
     }

@@ -1,7 +1,9 @@
 //! Who may connect, and with which address. Pure: what the registry says goes in as values.
 
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use culvert_tunnel::bucket::Bucket;
 use culvert_tunnel::close::Close;
@@ -130,24 +132,45 @@ pub fn judge_invitation(invitation: Option<Invitation>, now: OffsetDateTime) -> 
     Ok(invitation)
 }
 
-/// A [`Bucket`] for peers with a certificate and one for those without: strangers cannot keep
-/// enrolled devices out.
+/// How often one device may open a session: a few at once, as when it moves between networks.
+const OPENS_AT_ONCE: u32 = 10;
+/// See [`OPENS_AT_ONCE`].
+const OPENS_PER_SECOND: u32 = 1;
+/// Devices remembered before those that rest are forgotten.
+const REMEMBERED: usize = 1024;
+
+/// Who connects too often. Peers without a certificate share one bucket, so that strangers cannot keep
+/// enrolled devices out; each device has its own, so that ten thousand may come back at once and one
+/// that comes all the time is told to wait.
 #[derive(Debug)]
 pub struct Rates {
-    certified: Bucket,
     strangers: Bucket,
+    /// By the hash of its certificate.
+    devices: HashMap<u64, Bucket>,
+    hasher: RandomState,
+    tidy_at: usize,
 }
 
 impl Rates {
-    /// Both full at the beginning, each with the whole limit.
+    /// Strangers have `per_second` together, and as many at once.
     pub fn new(per_second: u32) -> Self {
-        let full = Bucket::new(per_second, per_second);
-        Self { certified: full, strangers: full }
+        Self {
+            strangers: Bucket::new(per_second, per_second),
+            devices: HashMap::new(),
+            hasher: RandomState::new(),
+            tidy_at: REMEMBERED,
+        }
     }
 
-    /// Takes one from its own kind if there is one.
-    pub fn pass(&mut self, stranger: bool, now: std::time::Instant) -> bool {
-        if stranger { self.strangers.take(1, now) } else { self.certified.take(1, now) }
+    /// May this peer have a connection now? `certificate` is its own, in DER; TLS has verified it.
+    pub fn pass(&mut self, certificate: Option<&[u8]>, now: Instant) -> bool {
+        let Some(certificate) = certificate else { return self.strangers.take(1, now) };
+        if self.devices.len() >= self.tidy_at {
+            self.devices.retain(|_, bucket| !bucket.is_full(now));
+            self.tidy_at = REMEMBERED.max(2 * self.devices.len());
+        }
+        let device = self.hasher.hash_one(certificate);
+        self.devices.entry(device).or_insert_with(|| Bucket::new(OPENS_PER_SECOND, OPENS_AT_ONCE)).take(1, now)
     }
 }
 
@@ -155,7 +178,7 @@ impl Rates {
 mod tests {
     use super::*;
     use culvert_tunnel::identity::{Authority, DeviceId, DeviceKey};
-    use std::time::{Instant, SystemTime};
+    use std::time::SystemTime;
 
     #[test]
     fn a_device_is_known_by_key_and_id_and_gets_its_own_address() {
@@ -181,8 +204,21 @@ mod tests {
     fn strangers_do_not_use_up_what_enrolled_devices_may() {
         let start = Instant::now();
         let mut rates = Rates::new(10);
-        assert_eq!((0..50).filter(|_| rates.pass(true, start)).count(), 10);
-        assert_eq!((0..50).filter(|_| rates.pass(false, start)).count(), 10);
+        assert_eq!((0..50).filter(|_| rates.pass(None, start)).count(), 10);
+        assert!(rates.pass(Some(b"a device"), start));
+    }
+
+    #[test]
+    fn ten_thousand_devices_may_come_at_once_and_one_may_not_come_all_the_time() {
+        let start = Instant::now();
+        let mut rates = Rates::new(10);
+        let herd = |n: u32| n.to_be_bytes();
+        assert!((0..10_000).all(|n| rates.pass(Some(&herd(n)), start)));
+        let one = (0..200).filter(|n| rates.pass(Some(b"one"), start + Duration::from_millis(n * 100))).count();
+        assert_eq!(one, 29, "ten at once, then one a second");
+        let later = start + Duration::from_secs(60);
+        (0..20_000).for_each(|n| assert!(rates.pass(Some(&herd(20_000 + n)), later)));
+        assert!(rates.devices.len() < 25_000, "those that rest are forgotten: {}", rates.devices.len());
     }
 
     #[test]

@@ -144,7 +144,10 @@ pub struct ShardInfo {
     pub handshakes: u64,
     /// Handshakes answered with a Retry first.
     pub retries: u64,
-    /// Handshakes refused since too many were under way.
+    /// Handshakes not answered since Retry packets had used up their bytes.
+    #[serde(default)]
+    pub retries_withheld: u64,
+    /// Handshakes refused since too many were waiting or under way.
     pub handshakes_refused: u64,
     /// Packets and datagrams handed to other shards.
     #[serde(default)]
@@ -168,6 +171,7 @@ impl From<&ShardStats> for ShardInfo {
             datagrams_foreign: stats.datagrams_foreign,
             handshakes: stats.handshakes,
             retries: stats.retries,
+            retries_withheld: stats.retries_withheld,
             handshakes_refused: stats.handshakes_refused,
             handed_out: stats.handed_out,
             handed_in: stats.handed_in,

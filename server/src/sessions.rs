@@ -16,7 +16,7 @@ use culvert_tunnel::stats::LinkStats;
 use futures_util::StreamExt;
 use futures_util::stream::{self, SelectAll};
 use time::OffsetDateTime;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::admit::{self, Rates};
 use crate::control_socket::{Asked, Request, Response, SessionInfo, ShardInfo, StatusInfo};
@@ -44,6 +44,7 @@ pub struct Sessions<R, D: Interface> {
     /// Device id → its open session.
     devices: HashMap<String, LinkId>,
     rates: Option<Rates>,
+    conversations: Arc<Semaphore>,
     enrolments: Arc<Semaphore>,
     admissions: (mpsc::Sender<Admission>, mpsc::Receiver<Admission>),
     notes: mpsc::Sender<String>,
@@ -55,7 +56,7 @@ pub struct Sessions<R, D: Interface> {
 #[derive(Debug)]
 enum Link {
     /// A conversation reads its frames.
-    Talking { frames: mpsc::Sender<Vec<u8>>, remote: SocketAddr },
+    Talking { frames: mpsc::Sender<Vec<u8>>, remote: SocketAddr, _place: OwnedSemaphorePermit },
     /// It carries packets.
     Open(Box<Session>),
     /// We have closed it; the shard has not said so yet.
@@ -98,6 +99,7 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
             links: HashMap::new(),
             devices: HashMap::new(),
             rates,
+            conversations: Arc::new(Semaphore::new(CONVERSATIONS)),
             enrolments: Arc::new(Semaphore::new(ENROLMENTS)),
             admissions: mpsc::channel(CONVERSATIONS),
             notes,
@@ -176,12 +178,12 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
 
     async fn on_established(&mut self, established: Established) {
         let link = established.link;
-        let talking = self.links.values().filter(|link| matches!(link, Link::Talking { .. })).count();
-        let stranger = established.peer_chain.is_empty();
-        let too_fast = self.rates.as_mut().is_some_and(|rates| !rates.pass(stranger, Instant::now()));
-        if too_fast || talking >= CONVERSATIONS {
+        let certificate = established.peer_chain.first().map(AsRef::as_ref);
+        let too_fast = self.rates.as_mut().is_some_and(|rates| !rates.pass(certificate, Instant::now()));
+        let place = Arc::clone(&self.conversations).try_acquire_owned();
+        let (false, Ok(place)) = (too_fast, place) else {
             return self.close(link, Close::Wait, "too many connections at once; come back in a moment").await;
-        }
+        };
         let Some(shard) = self.shard(link).cloned() else { return };
         let (frames, queue) = mpsc::channel(FRAMES);
         let remote = established.remote;
@@ -206,7 +208,7 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
                 });
             }
         }
-        self.links.insert(link, Link::Talking { frames, remote });
+        self.links.insert(link, Link::Talking { frames, remote, _place: place });
     }
 
     async fn on_frame(&mut self, link: LinkId, payload: Vec<u8>) {
@@ -346,7 +348,7 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
                         .chain(pool.ipv6().map(|network| network.to_string()))
                         .collect(),
                     sessions,
-                    pending: self.links.values().filter(|link| matches!(link, Link::Talking { .. })).count(),
+                    pending: CONVERSATIONS - self.conversations.available_permits(),
                     ended: self.ended.clone(),
                     shards,
                 }))

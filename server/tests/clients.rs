@@ -143,10 +143,10 @@ fn a_session_needs_a_certificate_that_the_registry_knows() {
             "{alpn:?}"
         );
 
-        let log = gateway.log();
         for reason in ["no_certificate", "unknown_device", "revoked", "unknown_ca"] {
-            assert!(log.contains(&format!("reason={reason} validated=yes name=\"")), "{reason}: {log}");
+            gateway.logs(&format!("reason={reason} validated=yes name=\"")).await;
         }
+        let log = gateway.log();
         assert!(!log.contains("no_application_protocol"), "its address was not validated: {log}");
     });
 }
@@ -378,6 +378,15 @@ impl Gateway {
 
     fn log(&self) -> String {
         std::fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+
+    /// Waits for `text` in the log: a client may hear of its refusal first.
+    async fn logs(&self, text: &str) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !self.log().contains(text) {
+            assert!(Instant::now() < deadline, "{text}: {}", self.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     fn authority(&self) -> Authority {

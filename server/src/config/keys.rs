@@ -99,7 +99,7 @@ keys! {
     [limits]
     devices_per_user: Number = "5", "0 means no limit.";
     rate: TextOrNumber = r#""0""#, "Per device; 0 means no limit.";
-    handshakes_per_second: Number = "50", "New connections beyond this rate, enrolled devices and others each, are told to wait; 0 means no limit.";
+    handshakes_per_second: Number = "50", "New connections without a device certificate (enrolments) beyond this rate are told to wait, and so is a device that connects more than once a second; 0 means no limit.";
 
     [metrics]
     listen: Text = r#""""#, "Prometheus and health, as address:port; empty is off.";

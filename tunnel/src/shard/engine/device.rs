@@ -40,7 +40,7 @@ impl Engine {
             }
             Role::Gateway { routing, policy, .. } => {
                 policy.to_client(&header)?;
-                let id = routing.load().get(destination).ok_or(nobody)?;
+                let id = routing.get(destination).ok_or(nobody)?;
                 if id.shard != self.shard {
                     let handovers = &mut self.handovers;
                     frame.cut(&mut self.cuttings, &mut |packet| {
