@@ -71,6 +71,8 @@ impl ClientTransport {
         key: PrivateKeyDer<'static>,
         tuning: Tuning,
     ) -> Result<Self, TransportError> {
+        // The gateway has its CA; what is sent to it again it would keep for every session.
+        let chain = chain.into_iter().filter(|certificate| certificate != authority).collect();
         let tls = rustls::ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_root_certificates(roots(authority)?)

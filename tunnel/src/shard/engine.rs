@@ -71,7 +71,7 @@ pub struct Engine {
     cids: CidKey,
     endpoint: Endpoint,
     /// By QUIC's connection handle.
-    links: Vec<Option<Link>>,
+    links: Vec<Option<Box<Link>>>,
     by_serial: HashMap<u64, usize>,
     next_serial: u64,
     handshakes: Handshakes<Incoming>,
@@ -93,6 +93,7 @@ pub struct Engine {
     /// Links with news of which only the latest counts.
     notices: VecDeque<usize>,
     stats: ShardStats,
+    carried: u64,
 }
 
 impl Engine {
@@ -137,6 +138,7 @@ impl Engine {
             hold_up: HoldUp::default(),
             notices: VecDeque::new(),
             stats: ShardStats::default(),
+            carried: 0,
         }
     }
 
@@ -421,6 +423,11 @@ impl Engine {
         self.stats.datagrams_in + self.stats.datagrams_out
     }
 
+    /// Inner packets and frames of the device so far.
+    pub fn carried(&self) -> u64 {
+        self.carried
+    }
+
     /// What other shards must take over.
     pub fn handovers(&mut self) -> std::vec::Drain<'_, Handover> {
         self.handovers.drain(..)
@@ -450,7 +457,7 @@ impl Engine {
         if self.links.len() <= handle.0 {
             self.links.resize_with(handle.0 + 1, || None);
         }
-        self.links[handle.0] = Some(Link::new(id, connection, now));
+        self.links[handle.0] = Some(Box::new(Link::new(id, connection, now)));
         self.by_serial.insert(id.serial, handle.0);
         self.touch(handle.0);
         id

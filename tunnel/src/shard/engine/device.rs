@@ -22,6 +22,7 @@ impl Engine {
 
     /// As [`Self::on_frame`], wherever the frame's bytes are.
     pub fn on_device_frame(&mut self, now: Instant, frame: Frame<'_>) {
+        self.carried += 1;
         if let Err(why) = self.route_frame(now, frame) {
             self.stats.dropped_device.count(&why);
         }
@@ -77,6 +78,7 @@ impl Engine {
     /// A packet that another shard has routed and checked.
     pub(super) fn on_handed_packet(&mut self, now: Instant, id: LinkId, packet: Bytes) {
         debug_assert_eq!(id.shard, self.shard);
+        self.carried += 1;
         let found = Header::parse(&packet).and_then(|header| {
             let nobody = Dropped::NoSession { destination: header.dst() };
             Ok((*self.by_serial.get(&id.serial).ok_or(nobody)?, header))
