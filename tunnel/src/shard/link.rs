@@ -372,11 +372,9 @@ impl Link {
         std::mem::replace(&mut self.inner_mtu_bytes, bytes) != bytes
     }
 
-    /// May one more packet be answered by ICMP now? Counts it.
+    /// May one more packet be answered by ICMP now?
     pub(crate) fn may_answer(&mut self, now: Instant) -> bool {
-        let may = self.answers.take(1, now);
-        self.too_big_answers += u64::from(may);
-        may
+        self.answers.take(1, now)
     }
 
     /// True when the queue has room for one more frame of the device.

@@ -98,7 +98,8 @@ impl Engine {
 
     /// Tells the sender of a device packet, through the device, how large it may be.
     fn answer_too_big(&mut self, now: Instant, index: usize, packet: &Bytes, header: &Header, mtu_bytes: u16) {
-        if !self.links[index].as_mut().is_some_and(|link| link.may_answer(now)) {
+        let Some(link) = self.links[index].as_mut() else { return };
+        if !link.may_answer(now) {
             return;
         }
         // The answer comes from the address that was asked for: any other source would fail the
@@ -108,6 +109,7 @@ impl Engine {
             IpAddr::V6(asked) => icmp::too_big(packet, mtu_bytes, Ipv4Addr::UNSPECIFIED, Some(asked)),
         };
         if let Some(answer) = answer {
+            link.too_big_answers += 1;
             self.to_device.push(answer);
         }
     }
