@@ -65,6 +65,33 @@ fn one_slow_client_holds_up_a_gateway_shortly_and_seldom() {
 }
 
 #[test]
+fn a_flood_of_first_packets_gets_retries_within_their_bytes_and_nothing_else() {
+    let mut pair = Pair::new();
+    pair.dial();
+    let (now, mut initial, mut answer) = (pair.now(), Vec::new(), Vec::new());
+    _ = pair.client().poll_transmit(now, 1, &mut initial).expect("the first packet of a handshake");
+    let (mut answers, mut bytes) = (0, 0);
+    for n in 0..20_000u32 {
+        let forged = SocketAddr::from((Ipv4Addr::from_bits(0x0b00_0000 + n), 4433));
+        pair.gateway().on_datagram(now, forged, None, None, BytesMut::from(&initial[..]));
+        pair.gateway().settle(now);
+        while let Some(transmit) = pair.gateway().poll_transmit(now, 1, &mut answer) {
+            answers += 1;
+            bytes += transmit.size;
+        }
+    }
+    let stats = pair.gateway_shard_stats();
+    assert_eq!((stats.handshakes, stats.retries + stats.retries_withheld), (20_000, 20_000));
+    assert_eq!(stats.retries, answers);
+    assert!(stats.retries_withheld > 3000 && bytes <= 4 << 20, "{bytes} bytes in {answers} answers");
+    assert_eq!(pair.gateway_links(), 0);
+
+    let later = now + Duration::from_secs(1);
+    pair.gateway().on_datagram(later, "192.0.2.9:1".parse().unwrap(), None, None, BytesMut::from(&initial[..]));
+    assert_eq!(pair.gateway_shard_stats().retries, answers + 1, "and the next second somebody is answered again");
+}
+
+#[test]
 fn a_gateway_that_lost_its_state_is_told_as_such() {
     let mut pair = Pair::connected();
     pair.run_for(Duration::from_secs(2));
