@@ -3,14 +3,14 @@
 use std::time::{Duration, Instant};
 
 use culvert_tunnel::close::{Close, Down};
-use culvert_tunnel::control::{self, FromClient, FromServer, Hello};
+use culvert_tunnel::control::{self, FromServer};
 use culvert_tunnel::shard::mailbox::{Event, LinkId};
 use serde_json::json;
 
 use crate::Place;
 use crate::credentials::Credentials;
-use crate::measure::{Counts, cpu, percentiles, round};
-use crate::wire::Wire;
+use crate::measure::{Counts, count, cpu, percentiles, round};
+use crate::wire::{Wire, hello};
 
 /// One of those that are under way at once. It has devices of its own, one after the other: a device that
 /// comes back before the gateway has seen it go would replace its own session.
@@ -36,7 +36,7 @@ pub(crate) fn run(place: &Place, concurrency: usize, time: Duration) -> anyhow::
     let credentials = Credentials::read(&place.credentials)?;
     let slots = concurrency.clamp(1, credentials.devices.len().max(1));
     let transports = credentials.transports(credentials.devices.len().max(slots))?;
-    let hello = control::encode(&hello())?;
+    let hello = hello()?;
     let mut wire = Wire::open(place.gateway, place.sources, slots)?;
     let (mut outcome, spent, began) = (Outcome::default(), cpu(), Instant::now());
     let end = began + time;
@@ -60,9 +60,7 @@ pub(crate) fn run(place: &Place, concurrency: usize, time: Duration) -> anyhow::
                 Event::Frame { link, payload } if link == slot.link => {
                     match control::decode(&payload) {
                         Ok(FromServer::Welcome(_)) => outcome.welcomed.push(now - slot.began),
-                        Ok(FromServer::Refused(refused)) => {
-                            *outcome.refused.entry(refused.close().word()).or_default() += 1;
-                        }
+                        Ok(FromServer::Refused(refused)) => count(&mut outcome.refused, refused.close().word()),
                         _ => continue,
                     }
                     wire.close(now, slot.link, Close::Goodbye);
@@ -71,7 +69,7 @@ pub(crate) fn run(place: &Place, concurrency: usize, time: Duration) -> anyhow::
                 Event::Closed { link, down, .. } if link == slot.link => {
                     let counts =
                         if matches!(down, Down::Peer { .. }) { &mut outcome.refused } else { &mut outcome.lost };
-                    *counts.entry(down.word()).or_default() += 1;
+                    count(counts, down.word());
                     *slot = dial(&mut wire, number, next(slot.device))?;
                 }
                 _ => {} // of a link that this slot has closed
@@ -84,14 +82,14 @@ pub(crate) fn run(place: &Place, concurrency: usize, time: Duration) -> anyhow::
         wire.wait(Some(end))?;
     }
     let seconds = began.elapsed().as_secs_f64();
-    let count = outcome.welcomed.len();
+    let welcomed = outcome.welcomed.len();
     println!(
         "{}",
         json!({
             "seconds": round(seconds),
             "concurrency": slots,
-            "handshakes": count,
-            "handshakes_per_second": round(count as f64 / seconds),
+            "handshakes": welcomed,
+            "handshakes_per_second": round(welcomed as f64 / seconds),
             "tls_per_second": round(outcome.established as f64 / seconds),
             "latency_ms": percentiles(&mut outcome.welcomed),
             "refused": outcome.refused,
@@ -101,9 +99,4 @@ pub(crate) fn run(place: &Place, concurrency: usize, time: Duration) -> anyhow::
         })
     );
     Ok(())
-}
-
-/// What every client says first.
-pub(crate) fn hello() -> FromClient {
-    FromClient::Hello(Hello { version: control::VERSION, client: "load".into(), platform: "lab".into() })
 }

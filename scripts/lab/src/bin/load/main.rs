@@ -2,13 +2,16 @@
 //! how it takes all of them at once. `scripts/load` runs this between network namespaces.
 //!
 //! `prepare` enrols devices straight into a stopped gateway's registry (`credentials` is what they get).
-//! `handshakes` opens and closes sessions over and over. All clients live in one engine of `culvert-tunnel`
+//! `handshakes` opens and closes sessions over and over, `hold` keeps a `herd` of them. All clients live in one engine of `culvert-tunnel`
 //! with a socket each, which `wire` moves.
 
 mod credentials;
 mod handshakes;
+mod herd;
+mod hold;
 mod measure;
 mod prepare;
+mod schedule;
 mod sources;
 mod wire;
 
@@ -56,6 +59,28 @@ enum Command {
         #[arg(long, default_value_t = 10.0)]
         seconds: f64,
     },
+    /// Opens sessions and keeps them, dials again as a helper would, and prints a JSON object a second and one
+    /// whenever all are open.
+    Hold(Hold),
+}
+
+#[derive(Debug, Args)]
+struct Hold {
+    #[command(flatten)]
+    place: Place,
+    /// How many sessions.
+    #[arg(long)]
+    clients: usize,
+    /// Clients that begin in one second; 0 lets all of them begin at once.
+    #[arg(long, default_value_t = 0.0)]
+    rate: f64,
+    /// For how long, in seconds, whatever happens.
+    #[arg(long)]
+    seconds: f64,
+    /// So many seconds after all were open for the first time they forget their connections, as in a power
+    /// cut, and dial at once. SIGUSR1 does the same.
+    #[arg(long)]
+    drop_at: Option<f64>,
 }
 
 /// Who the clients are, where they are and where they go.
@@ -78,5 +103,6 @@ fn main() -> anyhow::Result<()> {
         Command::Handshakes { place, concurrency, seconds } => {
             handshakes::run(&place, concurrency, Duration::try_from_secs_f64(seconds)?)
         }
+        Command::Hold(hold) => hold::run(&hold),
     }
 }

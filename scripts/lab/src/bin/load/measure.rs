@@ -6,7 +6,12 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 /// How often something happened, by a word of the close table.
-pub(crate) type Counts = BTreeMap<&'static str, u64>;
+pub(crate) type Counts = BTreeMap<String, u64>;
+
+/// It has happened once more.
+pub(crate) fn count(counts: &mut Counts, word: &str) {
+    *counts.entry(word.to_owned()).or_default() += 1;
+}
 
 /// Median, 90th and 99th percentile and maximum in milliseconds, by the nearest rank; `null` of nothing.
 pub(crate) fn percentiles(times: &mut [Duration]) -> Value {

@@ -10,6 +10,7 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 use bytes::BytesMut;
 use culvert_tunnel::close::{Close, Down};
+use culvert_tunnel::control::{self, FromClient, Hello};
 use culvert_tunnel::shard::cid::CidKey;
 use culvert_tunnel::shard::engine::{Engine, Role};
 use culvert_tunnel::shard::mailbox::{Event, LinkId};
@@ -84,6 +85,10 @@ impl Wire {
         Ok(())
     }
 
+    pub(crate) fn gateway(&self) -> SocketAddr {
+        self.gateway
+    }
+
     pub(crate) fn dial(
         &mut self,
         now: Instant,
@@ -102,6 +107,17 @@ impl Wire {
 
     pub(crate) fn close(&mut self, now: Instant, link: LinkId, code: Close) {
         self.engine.close(now, link, code, String::new());
+    }
+
+    pub(crate) fn echo(&mut self, now: Instant, link: LinkId) {
+        self.engine.echo(now, link);
+    }
+
+    /// Loses every connection and port without a word, as in a power cut.
+    pub(crate) fn forget(&mut self) -> anyhow::Result<()> {
+        self.engine = engine();
+        self.owners.clear();
+        self.open_sockets(self.sockets.len())
     }
 
     /// Waits for datagrams until `due` or until a timer of the engine.
@@ -173,6 +189,12 @@ impl Wire {
         }
         self.engine.settle(now);
     }
+}
+
+/// What every client says first, as a frame.
+pub(crate) fn hello() -> anyhow::Result<Vec<u8>> {
+    let hello = Hello { version: control::VERSION, client: "load".into(), platform: "lab".into() };
+    Ok(control::encode(&FromClient::Hello(hello))?)
 }
 
 fn engine() -> Engine {
