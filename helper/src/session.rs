@@ -28,7 +28,7 @@ use crate::profile::Profile;
 use crate::supervisor::{Action, Cause, Input};
 
 /// How long the gateway may take to judge this device.
-const WELCOME_WITHIN: Duration = Duration::from_secs(5);
+pub const WELCOME_WITHIN: Duration = Duration::from_secs(5);
 /// How long the shard may take to end.
 const STOP_WITHIN: Duration = Duration::from_secs(2);
 

@@ -2,3 +2,4 @@
 //! own in `src/bin`, with a script in `scripts/` that runs it between network namespaces.
 
 pub mod link;
+pub mod random;

@@ -269,9 +269,13 @@ async fn check_limit(
 }
 
 async fn taken(transaction: &mut Transaction<'static, Sqlite>) -> Result<HashSet<Ipv4Addr>, RegistryError> {
-    let texts: Vec<String> =
-        sqlx::query_scalar("SELECT ipv4 FROM devices").fetch_all(&mut **transaction).await.map_err(from_sqlx)?;
-    texts.iter().map(|text| text.parse().map_err(|_| RegistryError::Impossible("address"))).collect()
+    // In one row: sqlx hands rows from its thread to ours one by one, some 2 µs each.
+    let text: Option<String> = sqlx::query_scalar("SELECT group_concat(ipv4, ' ') FROM devices")
+        .fetch_one(&mut **transaction)
+        .await
+        .map_err(from_sqlx)?;
+    let addresses = text.as_deref().unwrap_or_default().split(' ').filter(|text| !text.is_empty());
+    addresses.map(|text| text.parse().map_err(|_| RegistryError::Impossible("address"))).collect()
 }
 
 /// `wanted`, or `wanted-2`, `wanted-3` and so on when the user has such a device.

@@ -7,13 +7,14 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use culvert_lab::random::Random;
 use culvert_tunnel::identity::Pin;
 use culvert_tunnel::shard::cid::CidKey;
 use culvert_tunnel::shard::engine::{Engine, Role};
 use culvert_tunnel::transport::{ClientTransport, Tuning};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::{Flood, Pace, Random};
+use crate::{Flood, Pace};
 
 /// UDP payload of a full-sized packet here.
 const FULL_BYTES: usize = 1400;
@@ -53,7 +54,7 @@ pub(crate) fn noise(flood: &Flood) -> anyhow::Result<()> {
 /// Sends what `fill` writes, each from another address of 198.18.0.0/15 (RFC 2544: nobody's).
 fn spray(flood: &Flood, mut fill: impl FnMut(&mut Random, &mut Vec<u8>)) -> anyhow::Result<()> {
     let socket = raw_socket()?;
-    let (mut random, mut pace) = (Random(0x9e37_79b9_7f4a_7c15), Pace::new(flood.rate));
+    let (mut random, mut pace) = (Random::new(0x9e37_79b9_7f4a_7c15), Pace::new(flood.rate));
     let (mut payload, mut packet) = (Vec::new(), Vec::new());
     let mut sent = 0u64;
     for _ in 0..flood.count {
@@ -113,7 +114,7 @@ pub(crate) fn replay(file: &Path, flood: &Flood) -> anyhow::Result<()> {
         bail!("{} holds no packets", file.display());
     }
     let socket = raw_socket()?;
-    let (mut random, mut pace) = (Random(0x2545_f491_4f6c_dd1d), Pace::new(flood.rate));
+    let (mut random, mut pace) = (Random::new(0x2545_f491_4f6c_dd1d), Pace::new(flood.rate));
     let mut sent = 0u64;
     for n in 0..flood.count {
         pace.pass();

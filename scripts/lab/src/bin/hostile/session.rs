@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use bytes::BytesMut;
+use culvert_lab::random::Random;
 use culvert_tunnel::control::{self, FromClient, FromServer, Hello};
 use culvert_tunnel::filter::Lease;
 use culvert_tunnel::identity::Credential;
@@ -21,7 +22,7 @@ use culvert_tunnel::transport::{ClientTransport, Tuning};
 use serde::Deserialize;
 
 use crate::raw::udp_packet;
-use crate::{Enrolled, Pace, Random};
+use crate::{Enrolled, Pace};
 
 /// A session must be open within this time.
 const OPEN_WITHIN: Duration = Duration::from_secs(10);
@@ -66,7 +67,7 @@ pub(crate) fn deaf(enrolled: &Enrolled) -> anyhow::Result<()> {
 pub(crate) fn spoof(enrolled: &Enrolled) -> anyhow::Result<()> {
     let mut session = Session::open(&enrolled.profile)?;
     let end = Instant::now() + Duration::from_secs_f64(enrolled.seconds);
-    let (mut random, mut pace) = (Random(0x1234_5678_9abc_def1), Pace::new(enrolled.rate));
+    let (mut random, mut pace) = (Random::new(0x1234_5678_9abc_def1), Pace::new(enrolled.rate));
     let mut packet = Vec::new();
     let mut sent = 0u64;
     while Instant::now() < end {
