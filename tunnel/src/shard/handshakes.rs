@@ -92,6 +92,13 @@ impl<I> Handshakes<I> {
         Next::Begin(incoming, source)
     }
 
+    /// Takes one that waits, when none will begin any more.
+    pub(crate) fn give_up(&mut self) -> Option<I> {
+        let Waiting { incoming, source, .. } = self.waiting.pop_front()?;
+        self.leave(source);
+        Some(incoming)
+    }
+
     /// One that was told to begin is under way as the link of this serial number.
     pub(crate) fn begun(&mut self, now: Instant, serial: u64, source: IpAddr) {
         self.under_way.push_back((serial, source, now));

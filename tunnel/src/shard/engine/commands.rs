@@ -74,6 +74,9 @@ impl Engine {
 
     /// Closes everything at once.
     pub fn stop(&mut self, now: Instant, code: Close, reason: &str) {
+        while let Some(incoming) = self.handshakes.give_up() {
+            self.endpoint.ignore(incoming);
+        }
         for index in 0..self.links.len() {
             if let Some(link) = self.links[index].as_mut() {
                 link.connection.close(now, VarInt::from_u32(code.code()), Bytes::copy_from_slice(reason.as_bytes()));
