@@ -1,9 +1,11 @@
 //! One direction of an emulated link: a rate with a bounded queue, then delay, jitter, loss, reordering.
 //!
 //! Pure: packets and `now` go in, packets come out when they are due. What befalls packet number n
-//! depends on the seed and n alone, so that a run can be repeated. Loss is decided before the queue,
-//! as a radio loses; the queue drops at its tail, as most routers do. Times are rounded up, never in
-//! the packets' favour. Not here: devices and the clock (`bin/wan.rs`).
+//! depends on the seed and n alone, so that a run can be repeated. Long and short packets have numbers
+//! of their own: a flow loses the same of its segments, whatever acknowledgements and probes go between
+//! them, and two runs of one seed can be compared. Loss is decided before the queue, as a radio loses;
+//! the queue drops at its tail, as most routers do. Times are rounded up, never in the packets' favour.
+//! Not here: devices and the clock (`bin/wan.rs`).
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -56,6 +58,8 @@ pub struct Link<P> {
     /// When the last one in order arrives.
     last_due: Option<Instant>,
     under_way: BinaryHeap<Reverse<UnderWay<P>>>,
+    /// The numbers of the next short and the next long packet.
+    next: [u64; 2],
     /// What became of the packets.
     pub counts: Counts,
 }
@@ -64,7 +68,8 @@ pub struct Link<P> {
 #[derive(Debug)]
 struct UnderWay<P> {
     due: Instant,
-    number: u64,
+    /// Among all packets.
+    order: u64,
     bytes: usize,
     packet: P,
 }
@@ -82,17 +87,20 @@ impl<P> PartialOrd for UnderWay<P> {
 }
 impl<P> Ord for UnderWay<P> {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        (self.due, self.number).cmp(&(other.due, other.number))
+        (self.due, self.order).cmp(&(other.due, other.order))
     }
 }
 
+/// A packet of so many bytes is long.
+const LONG_BYTES: usize = 600;
 /// How much later a reordered packet comes.
 const LATE: Duration = Duration::from_millis(1);
 
 impl<P> Link<P> {
     /// An idle link.
     pub fn new(shape: Shape) -> Self {
-        Self { shape, busy_until: None, last_due: None, under_way: BinaryHeap::new(), counts: Counts::default() }
+        let under_way = BinaryHeap::new();
+        Self { shape, busy_until: None, last_due: None, under_way, next: [0; 2], counts: Counts::default() }
     }
 
     /// The two directions of one path. Each draws from a seed of its own: what one carries changes
@@ -101,10 +109,18 @@ impl<P> Link<P> {
         [0, 1].map(|way| Self::new(Shape { seed: shape.seed.wrapping_mul(2).wrapping_add(way), ..shape }))
     }
 
+    /// Numbers the packets from 0 again: what comes meets what the first ones have met.
+    pub fn begin_again(&mut self) {
+        self.next = [0; 2];
+    }
+
     /// Gives the link a packet of `bytes` bytes. `now` must not go backwards.
     pub fn push(&mut self, now: Instant, bytes: usize, packet: P) {
-        let number = self.counts.packets;
+        let (order, long) = (self.counts.packets, bytes >= LONG_BYTES);
         self.counts.packets += 1;
+        let next = &mut self.next[usize::from(long)];
+        let number = *next * 2 + u64::from(long);
+        *next += 1;
         if self.chance(number, Decision::Loss) < self.shape.loss {
             self.counts.lost += 1;
             return;
@@ -128,7 +144,7 @@ impl<P> Link<P> {
             due = self.last_due.map_or(due, |last| due.max(last));
             self.last_due = Some(due);
         }
-        self.under_way.push(Reverse(UnderWay { due, number, bytes, packet }));
+        self.under_way.push(Reverse(UnderWay { due, order, bytes, packet }));
     }
 
     /// When [`Self::pop`] has something to give.
@@ -239,6 +255,24 @@ mod tests {
         assert_eq!(arrived.len(), 1000);
         assert!(!arrived.is_sorted());
         assert!((50..150).contains(&link.counts.reordered), "{}", link.counts.reordered);
+    }
+
+    #[test]
+    fn long_packets_lose_the_same_whatever_goes_between_them_and_after_a_new_beginning() {
+        let mut link = Link::new(Shape { loss: 0.2, rate: 1_000_000_000_000, ..shape() });
+        let mut long_ones = |between, again| {
+            if again {
+                link.begin_again();
+            }
+            for number in 0..1000 {
+                (0..between).for_each(|_| link.push(epoch(), 60, None));
+                link.push(epoch(), 1400, Some(number));
+            }
+            drain(&mut link).into_iter().filter_map(|(_, number)| number).collect::<Vec<_>>()
+        };
+        let first = long_ones(0, false);
+        assert_ne!(first, long_ones(0, false));
+        assert_eq!(first, long_ones(3, true));
     }
 
     proptest! {

@@ -3,6 +3,7 @@
 //! It makes two TUN devices, which `scripts/wan-table` moves to the two hosts, and carries IP packets
 //! between them, so that a tunnel's UDP and plain TCP cross the very same link. What became of the
 //! packets is one line of JSON on standard output: at the end, after SIGTERM, and whenever SIGUSR1 asks.
+//! After SIGUSR2 the packets meet what the first ones have met, for another flow.
 
 use std::io::{Read, Write};
 use std::num::NonZeroU64;
@@ -65,6 +66,7 @@ struct End {
 /// What a signal asks for, as a byte of the pipe that carries it to the loop.
 const COUNTS: u8 = b'c';
 const STOP: u8 = b's';
+const BEGIN_AGAIN: u8 = b'b';
 
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
@@ -123,6 +125,9 @@ fn main() -> anyhow::Result<()> {
             if bytes.contains(&COUNTS) {
                 print(&ends)?;
             }
+            if bytes.contains(&BEGIN_AGAIN) {
+                ends.iter_mut().for_each(|end| end.link.begin_again());
+            }
             stop = bytes.contains(&STOP);
         }
     }
@@ -146,13 +151,14 @@ fn print(ends: &[End]) -> anyhow::Result<()> {
     Ok(std::io::stdout().flush()?)
 }
 
-/// The reading end of a pipe that gets [`STOP`] for SIGTERM and SIGINT and [`COUNTS`] for SIGUSR1.
+/// The reading end of a pipe that gets [`STOP`] for SIGTERM and SIGINT, [`COUNTS`] for SIGUSR1 and
+/// [`BEGIN_AGAIN`] for SIGUSR2.
 fn signals() -> anyhow::Result<UnixStream> {
     let (reader, mut writer) = UnixStream::pair()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
     let entered = runtime.enter();
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let mut user = signal(SignalKind::user_defined1())?;
+    let (mut ask, mut again) = (signal(SignalKind::user_defined1())?, signal(SignalKind::user_defined2())?);
     drop(entered);
     std::thread::spawn(move || {
         runtime.block_on(async {
@@ -160,7 +166,8 @@ fn signals() -> anyhow::Result<UnixStream> {
                 let byte = tokio::select! {
                     _ = terminate.recv() => STOP,
                     _ = interrupt.recv() => STOP,
-                    _ = user.recv() => COUNTS,
+                    _ = ask.recv() => COUNTS,
+                    _ = again.recv() => BEGIN_AGAIN,
                 };
                 if writer.write_all(&[byte]).is_err() {
                     return; // the loop has ended
