@@ -45,6 +45,9 @@ pub struct Counts {
     pub forwarded: u64,
     /// The bytes of those.
     pub forwarded_bytes: u64,
+    /// How much later than they were due those were taken, in microseconds and together: what the
+    /// machine has added to the path.
+    pub late_us: u64,
     /// The longest that a packet took to leave the queue, its own transmission included, in microseconds.
     pub longest_queue_us: u64,
 }
@@ -155,7 +158,8 @@ impl<P> Link<P> {
     /// A packet that has arrived.
     pub fn pop(&mut self, now: Instant) -> Option<P> {
         self.poll_timeout().filter(|&due| due <= now)?;
-        let Reverse(UnderWay { bytes, packet, .. }) = self.under_way.pop()?;
+        let Reverse(UnderWay { due, bytes, packet, .. }) = self.under_way.pop()?;
+        self.counts.late_us += u64::try_from((now - due).as_micros()).unwrap_or(u64::MAX);
         self.counts.forwarded += 1;
         self.counts.forwarded_bytes += bytes as u64;
         Some(packet)
@@ -202,7 +206,9 @@ mod tests {
         assert_eq!(link.pop(start + 11 * MS - MS / 10), None);
         assert_eq!(link.pop(start + 11 * MS), Some(1));
         assert_eq!(link.pop(start + 11 * MS), None);
-        assert_eq!(link.pop(start + 12 * MS), Some(2));
+        assert_eq!(link.counts.late_us, 0);
+        assert_eq!(link.pop(start + 14 * MS), Some(2));
+        assert_eq!(link.counts.late_us, 2000);
         assert_eq!(link.counts.forwarded_bytes, 2000);
         assert_eq!(link.counts.longest_queue_us, 2000);
     }
