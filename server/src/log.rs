@@ -11,7 +11,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
-use tracing_subscriber::filter::Targets;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::layer::SubscriberExt;
@@ -23,6 +23,8 @@ use crate::config::LogFormat;
 
 /// Starts logging to standard error. Only the first call has an effect.
 pub fn start(format: LogFormat, level: Targets) {
+    // A line for each old token of a client that comes back, which then gets a Retry: many, and nothing to do.
+    let level = level.with_target("quinn_proto::bloom_token_log", LevelFilter::ERROR);
     let journald = std::env::var_os("JOURNAL_STREAM").is_some();
     let json = match format {
         LogFormat::Json => true,
