@@ -13,7 +13,7 @@ use crate::shard::mailbox::Event;
 use crate::{ecn, filter, mss};
 
 /// One DATAGRAM payload: a packet for the device, an echo, or half a packet. `marked`: the path marked
-/// its outer packet "congestion experienced".
+/// its outer packet "congestion experienced". Returns true for a packet that went to the device.
 pub(crate) fn take_payload(
     role: &Role,
     link: &mut Link,
@@ -22,21 +22,21 @@ pub(crate) fn take_payload(
     marked: bool,
     to_device: &mut Coalescer,
     events: &mut VecDeque<Event>,
-) -> Result<(), Dropped> {
+) -> Result<bool, Dropped> {
     let &first = payload.first().ok_or(Dropped::Malformed { len: 0 })?;
     if link.reported {
-        return Ok(()); // it ended; nobody waits for this any more
+        return Ok(false); // it ended; nobody waits for this any more
     }
     let (packet, marked) = match first {
         kind::ECHO => {
             if let Some(rtt) = link.on_echo(now, &payload)? {
                 events.push_back(Event::Echo { link: link.id, rtt });
             }
-            return Ok(());
+            return Ok(false);
         }
         kind::PIECE => match link.on_piece(now, &payload, marked)? {
             Some(whole) => (whole.packet, whole.marked),
-            None => return Ok(()),
+            None => return Ok(false),
         },
         _ if matches!(first >> 4, 4 | 6) => (payload, marked),
         _ => return Err(Dropped::UnknownKind { kind: first }),
@@ -52,5 +52,5 @@ pub(crate) fn take_payload(
     // What the far host may be sent must cross this link.
     let packet = mss::clamp(packet, &header, link.carries_bytes());
     to_device.push(packet);
-    Ok(())
+    Ok(true)
 }

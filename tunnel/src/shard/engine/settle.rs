@@ -146,11 +146,9 @@ impl Engine {
         let Some(link) = self.links.get_mut(index).and_then(Option::as_mut) else { return false };
         for _ in 0..most {
             let Some(payload) = link.connection.datagrams().recv() else { return false };
-            self.carried += 1;
-            if let Err(why) =
-                take_payload(&self.role, link, now, payload, marked, &mut self.to_device, &mut self.events)
-            {
-                link.dropped_in.count(&why);
+            match take_payload(&self.role, link, now, payload, marked, &mut self.to_device, &mut self.events) {
+                Ok(carried) => self.carried += u64::from(carried),
+                Err(why) => link.dropped_in.count(&why),
             }
         }
         true
