@@ -103,7 +103,8 @@ echo "- first packets of handshakes, from forged addresses"
 initials() { hostile initials "$GATEWAY_IP4:443" --count 45000 --rate 10000; }
 retries=$(shard retries) begun=$(begun) overflows=$(overflows)
 under initials
-within "they were answered with a Retry, or the kernel had no room" 40000 90000 $(($(shard retries) - retries + $(overflows) - overflows))
+# It may run twice, and what the kernel had no room for counts whoever sent it.
+within "they were answered with a Retry, or the kernel had no room" 40000 99999 $(($(shard retries) - retries + $(overflows) - overflows))
 check "none got further than that" "$begun" "$(begun)"
 read -r packets bytes <<<"$(crossed answers)"
 within "an answer has at most a third of the bytes: $((bytes / (packets + 1))) each" 20 400 $((bytes / (packets + 1)))
