@@ -50,8 +50,8 @@ for percent in 1 5; do
   # Packets as large as the path carries, at more than the link's rate: the queue's losses come on top.
   received=$(load -u -b 110M -l $(($(mtu) - 28)) -t 5)
   read -r up down <<<"$received"
-  within "$percent %: the flood up is one" 15 100 "${up:-0}"
-  within "$percent %: and down" 15 100 "${down:-0}"
+  within "$percent %: the flood up is one" 2 100 "${up:-0}"
+  within "$percent %: and down" 2 100 "${down:-0}"
   load -t 4 >/dev/null
   kill $watching
   within "$percent %: both MTUs were looked at" 10 100 "$(wc -l <"$NET_DIR/mtus")"
