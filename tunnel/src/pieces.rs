@@ -92,8 +92,8 @@ impl Joiner {
 
     /// Takes one DATAGRAM payload of [`KIND`]; the packet, once both halves are there.
     ///
-    /// `marked`: the path marked it "congestion experienced". Halves come in any order. One that is displaced (by a newer one with its place, or by want of
-    /// room) or outlives [`LIFE`] is given up, which [`Self::expire`] counts.
+    /// `marked`: the path marked it "congestion experienced". Halves come in any order. One that is
+    /// displaced (by a newer one with its place, or by want of room) or outlives [`LIFE`] is given up, which [`Self::expire`] counts.
     ///
     /// # Errors
     /// [`Dropped::Malformed`] when `payload` is no piece, or when what the two halves make is not

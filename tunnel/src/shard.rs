@@ -13,6 +13,7 @@ pub mod engine;
 pub mod handover;
 mod handshakes;
 mod hold_up;
+mod inner_mtu;
 mod link;
 pub mod mailbox;
 mod payload;

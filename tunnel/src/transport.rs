@@ -26,7 +26,7 @@ use crate::shard::mailbox::Protocol;
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// A client's own keep-alive; its health echo, every 20 s, normally comes first.
 const KEEP_ALIVE: Duration = Duration::from_secs(25);
-/// How long after a black hole path-MTU discovery begins again. Most were none; see `shard::link`.
+/// How long after a black hole path-MTU discovery begins again. Most were none; see `shard::inner_mtu`.
 const BLACK_HOLE_COOLDOWN: Duration = Duration::from_secs(1);
 /// UDP payload of a 1,500-byte IPv4 path: the most that discovery looks for.
 const MTU_CEILING_BYTES: u16 = 1472;

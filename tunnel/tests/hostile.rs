@@ -36,6 +36,38 @@ fn a_link_that_ended_does_not_hold_up_the_device_of_its_successor() {
 }
 
 #[test]
+fn a_link_that_ends_while_its_path_is_doubted_wakes_nobody() {
+    let mut pair = Pair::connected();
+    pair.latency = Duration::from_millis(150); // so that QUIC keeps it for a while after its end
+    pair.run_for(Duration::from_secs(5));
+    let packet = ipv4(CLIENT.ipv4, INTERNET, 1400, true);
+    pair.path_bytes = 1300;
+    let mut doubted = false;
+    for _ in 0..100 {
+        pair.client_sends(&packet);
+        pair.run_for(Duration::from_millis(1500));
+        doubted = pair.client_stats().black_holes > 0;
+        if doubted {
+            break;
+        }
+    }
+    assert!(doubted, "QUIC sees the smaller path");
+    pair.run_for(Duration::from_millis(4300));
+    let (now, link) = (pair.now(), pair.client_link());
+    pair.client().close(now, link, Close::Goodbye, String::new());
+    pair.client().settle(now);
+    let mut turns = 0;
+    let end = now + Duration::from_millis(1200);
+    while let Some(due) = pair.client().poll_timeout().filter(|due| *due < end) {
+        let (now, mut buffer) = (due.max(pair.now()), Vec::new());
+        pair.client().on_timeout(now);
+        while pair.client().poll_transmit(now, 1, &mut buffer).is_some() {}
+        turns += 1;
+        assert!(turns < 100, "it wakes at {due:?} again and again");
+    }
+}
+
+#[test]
 fn one_slow_client_holds_up_a_gateway_shortly_and_seldom() {
     let mut pair = Pair::connected();
     pair.run_for(Duration::from_secs(2));

@@ -378,7 +378,7 @@ impl Engine {
                 return Some(event);
             }
             if std::mem::take(&mut link.notice.mtu) {
-                return Some(Event::InnerMtu { link: link.id, mtu_bytes: link.inner_mtu_bytes });
+                return Some(Event::InnerMtu { link: link.id, mtu_bytes: link.inner_mtu.told_bytes() });
             }
         }
         None
@@ -446,7 +446,7 @@ impl Engine {
 
     /// The inner MTU of the client's active link, for its device.
     pub fn active_mtu(&self) -> Option<u16> {
-        self.active.and_then(|index| self.links[index].as_ref()).map(|link| link.inner_mtu_bytes)
+        self.active.and_then(|index| self.links[index].as_ref()).map(|link| link.inner_mtu.told_bytes())
     }
 
     // --- inside ---

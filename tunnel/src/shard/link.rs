@@ -16,12 +16,11 @@ use crate::filter::Lease;
 use crate::mss;
 use crate::packet::{Dropped, Header};
 use crate::pieces::{self, Joined, Joiner};
+use crate::shard::inner_mtu::InnerMtu;
 use crate::shard::mailbox::{LinkId, Protocol};
 use crate::stats::{Drops, Flow, LinkStats};
 use crate::transport::DATAGRAM_SEND_BYTES;
 
-/// The least inner packet that every link carries (RFC 8200 section 5); smaller paths split it.
-pub const LEAST_INNER_MTU_BYTES: u16 = 1280;
 /// A handshake that takes longer has failed (product.md 5.4, E104: "No reply for 5 s").
 pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a close waits for the frames before it to be acknowledged.
@@ -41,12 +40,6 @@ const SMALL_BYTES: usize = 512;
 /// Below this much room the device is not read: one super-packet and its bookkeeping.
 const ROOM_FOR_A_FRAME_BYTES: usize = 128 * 1024;
 
-/// How long a link whose path seems to carry less goes on as before, in two datagrams a packet.
-///
-/// QUIC takes four bursts of loss in one acknowledgement for a black hole (quinn-proto's mtud.rs), which
-/// 5 % of random loss is enough for; it looks again after `transport::BLACK_HOLE_COOLDOWN` and needs a
-/// few round trips. Hosts would remember the smaller size for ten minutes.
-const MTU_HOLD: Duration = Duration::from_secs(5);
 /// ICMP messages a second to the senders behind one link: what Linux allows a host for all of them
 /// (`icmp_msgs_per_sec`, `icmp_msgs_burst` in ip-sysctl.rst).
 const ANSWERS_PER_SECOND: u32 = 1000;
@@ -93,11 +86,8 @@ pub(crate) struct Link {
     /// The end has been told to the control plane.
     pub(crate) reported: bool,
     pub(crate) lease: Option<Lease>,
-    /// The largest inner packet that hosts may send: what the path carries in one datagram, or what it
-    /// carried until a moment ago.
-    pub(crate) inner_mtu_bytes: u16,
-    /// Until when it stays although the path seems to carry less.
-    mtu_held: Option<Instant>,
+    /// The largest inner packet that hosts may send.
+    pub(crate) inner_mtu: InnerMtu,
     /// In the engine's queue of links to transmit for.
     pub(crate) queued: bool,
     /// In the engine's list of links to settle.
@@ -158,8 +148,7 @@ impl Link {
             heard: false,
             reported: false,
             lease: None,
-            inner_mtu_bytes: 0,
-            mtu_held: None,
+            inner_mtu: InnerMtu::default(),
             queued: false,
             touched: false,
             lossy: false,
@@ -193,10 +182,17 @@ impl Link {
         let handshake = (self.protocol.is_none() && !self.reported).then(|| self.began + HANDSHAKE_TIMEOUT);
         let linger = self.closing.as_ref().map(|closing| closing.by);
         let drained = self.ended.map(|ended| ended + DRAIN);
-        [self.connection.poll_timeout(), handshake, linger, drained, self.joiner.poll_timeout(), self.mtu_held]
-            .into_iter()
-            .flatten()
-            .min()
+        [
+            self.connection.poll_timeout(),
+            handshake,
+            linger,
+            drained,
+            self.joiner.poll_timeout(),
+            self.inner_mtu.poll_timeout(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     /// Lets QUIC's timers fire. Returns why the link ends, if time ended it.
@@ -217,6 +213,7 @@ impl Link {
     pub(crate) fn on_reported(&mut self, now: Instant) {
         self.reported = true;
         self.ended = Some(now);
+        self.inner_mtu.end();
     }
 
     /// True when nobody needs the link any more, whatever the peer says.
@@ -357,19 +354,10 @@ impl Link {
         self.connection.datagrams().max_size().unwrap_or(0)
     }
 
-    /// The largest inner packet that the link carries, whole or split.
-    pub(crate) fn carries_bytes(&self) -> u16 {
-        self.inner_mtu_bytes.max(LEAST_INNER_MTU_BYTES)
-    }
-
     /// Follows the path. True when hosts may send more or less than before.
     pub(crate) fn follow_path(&mut self, now: Instant) -> bool {
-        let bytes = u16::try_from(self.datagram_bytes()).unwrap_or(u16::MAX).max(LEAST_INNER_MTU_BYTES);
-        if bytes < self.inner_mtu_bytes && now < *self.mtu_held.get_or_insert(now + MTU_HOLD) {
-            return false;
-        }
-        self.mtu_held = None;
-        std::mem::replace(&mut self.inner_mtu_bytes, bytes) != bytes
+        let bytes = self.datagram_bytes();
+        self.inner_mtu.follow(now, bytes)
     }
 
     /// May one more packet be answered by ICMP now?
@@ -394,11 +382,12 @@ impl Link {
         if len <= max_bytes {
             // A part of a super-packet holds no more than its neighbours do, which leave just before it.
             let alone = len == header.len();
-            let packet = if alone { self.unpinned(mss::clamp(packet, header, self.carries_bytes())) } else { packet };
+            let packet =
+                if alone { self.unpinned(mss::clamp(packet, header, self.inner_mtu.carried_bytes())) } else { packet };
             return self.send_datagram(packet, len);
         }
         // IPv6 promises 1,280 bytes, and an IPv4 packet without DF may be divided by any router.
-        let may_split = len <= usize::from(self.carries_bytes()) || !header.dont_fragment();
+        let may_split = len <= usize::from(self.inner_mtu.carried_bytes()) || !header.dont_fragment();
         if may_split {
             self.next_piece = self.next_piece.wrapping_add(1);
             if let Some([first, second]) = pieces::split_in_two(&packet, self.next_piece, max_bytes) {
@@ -410,7 +399,7 @@ impl Link {
                 return Sent::Dropped;
             }
         }
-        let mtu_bytes = u16::try_from(max_bytes).unwrap_or(u16::MAX).max(self.carries_bytes());
+        let mtu_bytes = u16::try_from(max_bytes).unwrap_or(u16::MAX).max(self.inner_mtu.carried_bytes());
         self.dropped_out.count(&Dropped::TooBig { len, mtu_bytes });
         Sent::TooBig { mtu_bytes, packet }
     }
@@ -501,7 +490,7 @@ impl Link {
             quic_lost: quic.path.lost_packets,
             black_holes: quic.path.black_holes_detected,
             path_mtu_bytes: quic.path.current_mtu,
-            inner_mtu_bytes: self.inner_mtu_bytes,
+            inner_mtu_bytes: self.inner_mtu.told_bytes(),
             queued_bytes: DATAGRAM_SEND_BYTES.saturating_sub(room) as u64,
         }
     }
