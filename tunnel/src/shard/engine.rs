@@ -6,26 +6,27 @@
 mod commands;
 mod device;
 mod settle;
+mod strangers;
 
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use quinn_proto::{
-    ConnectionHandle, DatagramEvent, EcnCodepoint, Endpoint, EndpointConfig, EndpointEvent, Incoming, Transmit, VarInt,
+    ConnectionHandle, DatagramEvent, EcnCodepoint, Endpoint, EndpointConfig, EndpointEvent, Incoming, Transmit,
 };
 
 use crate::bucket::Bucket;
-use crate::close::{Close, Down};
+use crate::close::Down;
 use crate::device::Offload;
 use crate::filter::Policy;
 use crate::routing::Routing;
 use crate::segment::{Coalescer, SuperPacket};
 use crate::shard::cid::{self, CidKey, ShardCids};
 use crate::shard::handover::Handover;
-use crate::shard::handshakes::{BEGIN_A_TURN, Handshakes, Next};
+use crate::shard::handshakes::Handshakes;
 use crate::shard::hold_up::HoldUp;
 use crate::shard::link::Link;
 use crate::shard::mailbox::{Event, LinkId};
@@ -33,12 +34,6 @@ use crate::shard::timers::Timers;
 use crate::stats::ShardStats;
 use crate::transport::ServerTransport;
 
-/// Answers to strangers that may wait for the socket.
-const MOST_RESPONSES: usize = 512;
-/// The most that a Retry packet has: headers, our token and its tag.
-const RETRY_BYTES: u32 = 256;
-/// What Retry packets may take of the uplink, whoever asks for them.
-const RETRY_BYTES_PER_SECOND: u32 = 4 << 20;
 /// Payloads taken from one link before the others have their turn.
 const PAYLOADS_A_SETTLE: usize = 1024;
 /// Untold events beyond which control streams are not read.
@@ -124,7 +119,7 @@ impl Engine {
             by_serial: HashMap::new(),
             next_serial: 0,
             handshakes: Handshakes::default(),
-            retry_bytes: Bucket::new(RETRY_BYTES_PER_SECOND, RETRY_BYTES_PER_SECOND),
+            retry_bytes: Bucket::new(strangers::RETRY_BYTES_PER_SECOND, strangers::RETRY_BYTES_PER_SECOND),
             timers: Timers::default(),
             touched: Vec::new(),
             sending: VecDeque::new(),
@@ -195,80 +190,6 @@ impl Engine {
             Some(DatagramEvent::Response(transmit)) => self.respond(transmit, response),
             None => self.stats.datagrams_foreign += 1,
         }
-    }
-
-    fn on_incoming(&mut self, now: Instant, incoming: Incoming) {
-        self.stats.handshakes += 1;
-        if !incoming.remote_address_validated() && incoming.may_retry() {
-            if !self.retry_bytes.take(RETRY_BYTES, now) {
-                self.stats.retries_withheld += 1;
-                self.endpoint.ignore(incoming);
-                return;
-            }
-            self.stats.retries += 1;
-            let mut buffer = Vec::new();
-            if let Ok(transmit) = self.endpoint.retry(incoming, &mut buffer) {
-                self.respond(transmit, buffer);
-            }
-            return;
-        }
-        if let Err(incoming) = self.handshakes.wait(now, incoming.remote_address().ip(), incoming) {
-            self.stats.handshakes_refused += 1;
-            self.endpoint.ignore(incoming);
-        }
-    }
-
-    /// Begins some of the handshakes that wait.
-    fn begin_handshakes(&mut self, now: Instant) {
-        let mut begun = 0;
-        while begun < BEGIN_A_TURN {
-            match self.handshakes.next(now) {
-                Next::Begin(incoming, source) => {
-                    self.begin_handshake(now, incoming, source);
-                    begun += 1;
-                }
-                Next::GiveWay(serial) => self.give_way(now, serial),
-                Next::Forget(incoming) => {
-                    self.stats.handshakes_refused += 1;
-                    self.endpoint.ignore(incoming);
-                }
-                Next::Wait => break,
-            }
-        }
-    }
-
-    fn begin_handshake(&mut self, now: Instant, incoming: Incoming, source: IpAddr) {
-        let mut buffer = Vec::new();
-        match self.endpoint.accept(incoming, now, &mut buffer, None) {
-            Ok((handle, connection)) => {
-                let id = self.add(now, handle, connection);
-                self.handshakes.begun(now, id.serial, source);
-            }
-            Err(error) => {
-                self.handshakes.failed(source);
-                if let Some(transmit) = error.response {
-                    self.respond(transmit, buffer);
-                }
-            }
-        }
-    }
-
-    fn respond(&mut self, transmit: Transmit, bytes: Vec<u8>) {
-        if self.responses.len() < MOST_RESPONSES {
-            self.responses.push_back((transmit, bytes));
-        }
-    }
-
-    /// Ends a handshake that hangs, there being too many.
-    fn give_way(&mut self, now: Instant, serial: u64) {
-        self.stats.handshakes_refused += 1;
-        self.handshakes.end(serial);
-        let Some(&index) = self.by_serial.get(&serial) else { return };
-        if let Some(link) = self.links[index].as_mut() {
-            link.connection.close(now, VarInt::from_u32(Close::Timeout.code()), Bytes::new());
-        }
-        self.touch(index);
-        self.report(now, index, Down::Local(Close::Timeout));
     }
 
     // --- time ---
