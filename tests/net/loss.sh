@@ -20,11 +20,16 @@ lossy() {
   ip -n "$NET_CLIENT" route add default via $GATEWAY_IP4
   ip -n "$NET_CLIENT" -6 route add default via $GATEWAY_IP6
 }
-# load ARGUMENTS...: iperf3 through the tunnel, both ways at once; prints what each end received, in Mbit/s.
-load() {
-  net_in "$NET_CLIENT" timeout 20 iperf3 -c "$gateway" --bidir -J "$@" 2>/dev/null |
-    jq -r '[.end | .sum_received // .sum, .sum_received_bidir_reverse // .sum_bidir_reverse | .bits_per_second / 1e6 | floor] | join(" ")'
+# load ARGUMENTS...: iperf3 through the tunnel, both ways at once.
+load() { net_in "$NET_CLIENT" timeout 20 iperf3 -c "$gateway" --bidir "$@" >"$NET_DIR/load.log" 2>&1; }
+# lost: packets that the link has lost at random so far, of the way that lost fewer.
+lost() {
+  local lines
+  lines=$(wc -l <"$NET_DIR/wan.log")
+  kill -USR1 "$wan"
+  net_wait 5 "the link's counters" more_lines "$lines" && tail -1 "$NET_DIR/wan.log" | jq '[.[].lost] | min'
 }
+more_lines() { [ "$(wc -l <"$NET_DIR/wan.log")" -gt "$1" ]; }
 # Every inner MTU that either end tells, until it is stopped.
 watch() { while sleep 0.3; do echo "$(mtu) $(sessions '.sessions[].mtu_bytes')"; done; }
 congested() { sessions '.sessions[].dropped_received.congestion // 0'; }
@@ -47,14 +52,16 @@ for percent in 1 5; do
   before="$(mtu) $(sessions '.sessions[].mtu_bytes')"
   watch >"$NET_DIR/mtus" 2>/dev/null &
   watching=$!
-  # Packets as large as the path carries, at more than the link's rate: the queue's losses come on top.
-  received=$(load -u -b 110M -l $(($(mtu) - 28)) -t 5)
-  read -r up down <<<"$received"
-  within "$percent %: the flood up is one" 2 100 "${up:-0}"
-  within "$percent %: and down" 2 100 "${down:-0}"
-  load -t 4 >/dev/null
+  # Packets as large as the path carries, at more than the link's rate, and TCP after them. Starved of
+  # its core a machine gets less through, so it goes on until the link has lost enough.
+  for round in 1 2 3; do
+    load -u -b 110M -l $(($(mtu) - 28)) -t 5
+    load -t 4
+    [ "$(wc -l <"$NET_DIR/mtus")" -ge 10 ] && [ "$(lost)" -ge $((percent * 100)) ] && break
+  done
   kill $watching
-  within "$percent %: both MTUs were looked at" 2 100 "$(wc -l <"$NET_DIR/mtus")"
+  within "$percent %: each way the link lost packets at random ($round rounds)" $((percent * 100)) 99999 "$(lost)"
+  within "$percent %: both MTUs were looked at" 10 200 "$(wc -l <"$NET_DIR/mtus")"
   check "$percent %: they were as before all the time" "$before" "$(sort -u "$NET_DIR/mtus")"
   check "$percent %: nothing was found too big" "null null" "$(status .traffic.dropped.sent.too_big) $(sessions '.sessions[].dropped_sent.too_big')"
   run culvert disconnect
@@ -71,10 +78,13 @@ table inet router {
 NFT
 marks() { net_in "$NET_GATEWAY" nft -j list chain inet router inner | jq '[.. | .counter? // empty | .packets] | add'; }
 net_in "$NET_CLIENT" sysctl -qw net.ipv4.tcp_ecn=1
-load -t 4 >/dev/null
-within "a flow that takes marks sees them" 1 1000000 "$(marks)"
+for _ in 1 2 3; do
+  load -t 3
+  [ "$(marks)" -ge 10 ] && break
+done
+within "a flow that takes marks sees them" 10 1000000 "$(marks)"
 lost=$(congested)
 net_in "$NET_CLIENT" ping -q -n -c 200 -i 0.01 "$gateway" >/dev/null
-within "of 200 pings, which take none, some are lost for them" 5 150 $(($(congested) - lost))
+within "of 200 pings, which take none, some are lost for them" 20 90 $(($(congested) - lost))
 
 finish
