@@ -24,7 +24,7 @@ use crate::shard::mailbox::Protocol;
 
 /// A session that hears nothing for this long is over. Clients send something every 25 s.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
-/// A client's own keep-alive; its health echo, every 20 s, normally comes first.
+/// A client's own keep-alive; its health echo, every 24 s, normally comes first.
 const KEEP_ALIVE: Duration = Duration::from_secs(25);
 /// How long after a black hole path-MTU discovery begins again. Most were none; see `shard::inner_mtu`.
 const BLACK_HOLE_COOLDOWN: Duration = Duration::from_secs(1);
