@@ -11,7 +11,6 @@ use std::time::SystemTime;
 use culvert_tunnel::device::linux::{OpenError, Tun};
 use culvert_tunnel::filter::Policy;
 use culvert_tunnel::routing::Routing;
-use culvert_tunnel::shard::cid::CidKey;
 use culvert_tunnel::shard::engine::Role;
 use culvert_tunnel::shard::{self, RunningShard, ShardConfig};
 use culvert_tunnel::socket::{self, SocketOptions};
@@ -145,8 +144,9 @@ async fn serve(config: Config, state: &StateDir, registry: SqliteRegistry) -> Re
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hang_up = signal(SignalKind::hangup())?;
-    let _lock = state.lock()?;
+    let lock = state.lock()?;
     let authority = state.authority()?;
+    let cids = state.cid_key(&lock)?;
     let settings = Settings::resolve(&config, &registry).await?;
     check_stranded(&registry.devices().await?, &settings)?;
     let leaf = state.leaf(&authority, &settings.leaf_names(), SystemTime::now())?;
@@ -170,7 +170,6 @@ async fn serve(config: Config, state: &StateDir, registry: SqliteRegistry) -> Re
 
     let routing = Routing::default();
     let policy = Arc::new(policy(&config, &settings));
-    let cids = CidKey::random();
     let configs = sockets.into_iter().zip(tuns).map(|(socket, tun)| ShardConfig {
         socket,
         device: Some(tun),

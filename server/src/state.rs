@@ -6,6 +6,7 @@
 //! DIR/gateway/         appears in one rename, so it is whole or not there; 0700
 //!     ca.pem ca.key    the private CA
 //!     leaf.pem         the gateway's own certificate and key, replaced in one rename
+//!     cid.key          the secret of connection IDs, so that a new process can end an old one's sessions
 //!     registry.sqlite
 //! ```
 
@@ -17,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use culvert_tunnel::identity::{Authority, Credential, IdentityError};
+use culvert_tunnel::shard::cid::CidKey;
 use rustix::fs::{FlockOperation, flock};
 use x509_parser::extensions::GeneralName;
 use x509_parser::parse_x509_certificate;
@@ -153,6 +155,8 @@ impl StateDir {
         write("ca.pem", &authority.certificate_pem())?;
         write("ca.key", authority.key_pem().expose())?;
         write("leaf.pem", &leaf_text(&leaf))?;
+        let cids = folder.join("cid.key");
+        files::write_new(&cids, &CidKey::random_secret(), 0o600).map_err(self.io(&cids))?;
         SqliteRegistry::create(&folder.join("registry.sqlite"), facts).await?.close().await;
         Ok(())
     }
@@ -202,6 +206,28 @@ impl StateDir {
         files::write_private(&path, leaf_text(&leaf).as_bytes()).map_err(self.io(&path))?;
         tracing::info!(event = "leaf_issued", names = names.join(" "), "a new certificate for this gateway");
         Ok(leaf)
+    }
+
+    /// The key of connection IDs; made when it is not there, as before this version.
+    ///
+    /// # Errors
+    /// [`StateError`] when it is unusable, or a new one cannot be written.
+    pub fn cid_key(&self, _lock: &StateLock) -> Result<CidKey, StateError> {
+        self.check_initialised()?;
+        let path = self.gateway().join("cid.key");
+        match fs::read(&path) {
+            Ok(bytes) => {
+                let wrong = || io::Error::other("not a key of ours; remove it, and a new one is made");
+                let secret = bytes.as_slice().try_into().map_err(|_| self.io(&path)(wrong()))?;
+                Ok(CidKey::from_secret(secret))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let secret = CidKey::random_secret();
+                files::write_private(&path, &secret).map_err(self.io(&path))?;
+                Ok(CidKey::from_secret(&secret))
+            }
+            Err(error) => Err(self.io(&path)(error)),
+        }
     }
 
     fn check_initialised(&self) -> Result<(), StateError> {
@@ -295,6 +321,23 @@ mod tests {
         assert_eq!(pin(&names(&["new.example.org"]), now), other, "kept on disk");
         let late = now + Duration::from_secs(250 * 86_400);
         assert_ne!(pin(&names(&["new.example.org"]), late), other, "past two thirds of a year");
+    }
+
+    #[tokio::test]
+    async fn the_secret_of_connection_ids_is_kept_and_a_damaged_one_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::new(folder.path());
+        let lock = state.lock().unwrap();
+        state.create(&lock, "vpn.example.org", &names(&["vpn.example.org"]), &[]).await.unwrap();
+        state.cid_key(&lock).unwrap();
+        let path = state.gateway().join("cid.key");
+        let kept = fs::read(&path).unwrap();
+        state.cid_key(&lock).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), kept);
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        fs::write(&path, "short").unwrap();
+        let error = state.cid_key(&lock).unwrap_err().to_string();
+        assert!(error.contains("cid.key") && error.contains("remove it"), "{error}");
     }
 
     fn names(names: &[&str]) -> Vec<String> {

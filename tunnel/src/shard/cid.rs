@@ -14,6 +14,9 @@ use quinn_proto::{ConnectionId, ConnectionIdGenerator, InvalidCid};
 /// Bytes of our connection IDs.
 pub(crate) const CID_BYTES: usize = 8;
 
+/// Bytes of the secret behind a [`CidKey`].
+pub const SECRET_BYTES: usize = 32;
+
 /// The secret of one gateway's (or client's) connection IDs.
 #[derive(Clone)]
 pub struct CidKey(Arc<Secret>);
@@ -33,13 +36,34 @@ impl std::fmt::Debug for CidKey {
 impl CidKey {
     /// A key from the system's random numbers.
     pub fn random() -> Self {
-        let mut reset = [0; 32];
-        aws_lc_rs::rand::fill(&mut reset).expect("the system has random numbers");
-        let reset = Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &reset));
-        let mut secret = Secret { check: [0; 16], mask: [0; 256], reset };
-        aws_lc_rs::rand::fill(&mut secret.check).expect("the system has random numbers");
-        aws_lc_rs::rand::fill(&mut secret.mask).expect("the system has random numbers");
-        Self(Arc::new(secret))
+        Self::from_secret(&Self::random_secret())
+    }
+
+    /// What [`Self::from_secret`] takes, from the system's random numbers.
+    pub fn random_secret() -> [u8; SECRET_BYTES] {
+        let mut secret = [0; SECRET_BYTES];
+        aws_lc_rs::rand::fill(&mut secret).expect("the system has random numbers");
+        secret
+    }
+
+    /// The key that belongs to a secret. A gateway that keeps its secret can tell the clients of an earlier
+    /// process at once that their sessions are gone (RFC 9000 section 10.3.2).
+    pub fn from_secret(secret: &[u8; SECRET_BYTES]) -> Self {
+        let key = hmac::Key::new(hmac::HMAC_SHA256, secret);
+        let derive = |purpose: &[u8], part: u8| {
+            let mut context = hmac::Context::with_key(&key);
+            context.update(purpose);
+            context.update(&[part]);
+            context.sign()
+        };
+        let mut check = [0; 16];
+        check.copy_from_slice(&derive(b"check", 0).as_ref()[..16]);
+        let mut mask = [0; 256];
+        for (part, bytes) in (0..).zip(mask.chunks_exact_mut(32)) {
+            bytes.copy_from_slice(derive(b"mask", part).as_ref());
+        }
+        let reset = hmac::Key::new(hmac::HMAC_SHA256, derive(b"reset", 0).as_ref());
+        Self(Arc::new(Secret { check, mask, reset: Arc::new(reset) }))
     }
 
     /// The key of stateless resets (RFC 9000 section 10.3), the same for all shards.
@@ -124,6 +148,16 @@ mod tests {
             assert_eq!(key.shard_of(&broken), None);
         }
         assert_eq!(key.shard_of(b"short"), None);
+    }
+
+    #[test]
+    fn a_kept_secret_knows_the_ids_of_an_earlier_process() {
+        let secret = CidKey::random_secret();
+        let cid = CidKey::from_secret(&secret).make(3);
+        assert_eq!(CidKey::from_secret(&secret).shard_of(&cid), Some(3));
+        let sign = |key: CidKey| hmac::sign(&key.reset_key(), &cid).as_ref().to_vec();
+        assert_eq!(sign(CidKey::from_secret(&secret)), sign(CidKey::from_secret(&secret)));
+        assert_ne!(sign(CidKey::from_secret(&secret)), sign(CidKey::random()));
     }
 
     #[test]
