@@ -71,7 +71,11 @@ pub fn start_shard(fwmark: u32) -> Result<RunningShard<Tun>, Problem> {
     started.pop().ok_or_else(|| Problem::new(code::INTERNAL))
 }
 
-fn open_socket(fwmark: u32) -> io::Result<UdpSocket> {
+/// A UDP socket whose packets carry `fwmark`.
+///
+/// # Errors
+/// What the OS says.
+pub fn open_socket(fwmark: u32) -> io::Result<UdpSocket> {
     let options = SocketOptions { mark: Some(fwmark), ..SocketOptions::default() };
     match bind((Ipv6Addr::UNSPECIFIED, 0).into(), options) {
         Err(error) if error.kind() != io::ErrorKind::PermissionDenied => {

@@ -1,8 +1,8 @@
-//! Is the tunnel alive? An echo every 24 s while idle; every second while traffic goes out and
-//! nothing comes back. Pure. Three missed echoes end the link.
+//! Is the tunnel alive? An echo every 24 s while idle; at once when traffic stops coming in, and every
+//! second while it goes out and nothing comes back. Pure. Three missed echoes end the link.
 //!
-//! The shard is asked for its counters once a second while traffic flows (the machine is awake
-//! then anyway) and never while it rests, so an idle client wakes up for its keep-alive only.
+//! The shard is asked for its counters while traffic flows (the machine is awake then anyway) and
+//! never while it rests, so an idle client wakes up for its keep-alive only.
 
 use std::time::{Duration, Instant};
 
@@ -11,8 +11,11 @@ use crate::supervisor::Action;
 /// How often an idle link is tested: it is its keep-alive, for middleboxes that forget after 30 s, and comes
 /// before QUIC's own.
 pub const IDLE_EVERY: Duration = Duration::from_secs(24);
-/// How often a suspicious link is tested, and a busy one looked at.
+/// How often a suspicious link is tested.
 pub const BUSY_EVERY: Duration = Duration::from_secs(1);
+/// How often a link that carries something is looked at. A download that stops may have lost its way back
+/// (a NAT that forgot it), and nothing but an echo shows the gateway the new one.
+pub const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// So many echoes without an answer mean that the link is dead.
 pub const MISSED: u32 = 3;
 
@@ -44,13 +47,34 @@ pub struct Health {
     waiting: bool,
     missed: u32,
     busy: bool,
+    receiving: bool,
     next: Instant,
 }
 
 impl Health {
     /// A link whose first echo has just come back.
     pub fn new(now: Instant) -> Self {
-        Self { last: Counters::default(), heard: now, waiting: false, missed: 0, busy: false, next: now + BUSY_EVERY }
+        Self {
+            last: Counters::default(),
+            heard: now,
+            waiting: false,
+            missed: 0,
+            busy: false,
+            receiving: false,
+            next: now + BUSY_EVERY,
+        }
+    }
+
+    /// A link whose first echo has just been sent.
+    pub fn untested(now: Instant) -> Self {
+        Self { waiting: true, ..Self::new(now) }
+    }
+
+    /// An echo was sent out of turn. However often that happens, a silent link is found in the same time.
+    pub fn on_tested(&mut self, now: Instant) {
+        let due = now + BUSY_EVERY;
+        self.next = if self.waiting { self.next.min(due) } else { due };
+        self.waiting = true;
     }
 
     /// When to call [`Self::on_timeout`] next.
@@ -72,17 +96,18 @@ impl Health {
     /// Looks at the counters; may ask for an echo.
     pub fn on_counters(&mut self, counters: Counters, now: Instant) -> Option<Action> {
         let (sending, receiving) = (counters.sent > self.last.sent, counters.received > self.last.received);
+        let stopped = std::mem::replace(&mut self.receiving, receiving) && !receiving;
         self.last = counters;
         self.busy = sending || receiving;
         if receiving {
             self.on_heard(now);
-            self.next = now + BUSY_EVERY;
+            self.next = now + LOOK_EVERY;
             return None;
         }
         if self.waiting {
             return None;
         }
-        if sending || now.saturating_duration_since(self.heard) >= IDLE_EVERY {
+        if sending || stopped || now.saturating_duration_since(self.heard) >= IDLE_EVERY {
             self.waiting = true;
             self.next = now + BUSY_EVERY;
             return Some(Action::Echo);
@@ -172,6 +197,19 @@ mod tests {
             link.counters.received += 1;
             assert_eq!(link.expire(false), Some(false));
         }
+    }
+
+    #[test]
+    fn a_download_that_stops_is_tested_within_a_second_and_then_left_alone() {
+        let mut link = Link::new();
+        for _ in 0..10 {
+            link.counters.received += 100;
+            link.expire(true);
+        }
+        let stopped = link.now;
+        assert_eq!(link.expire(true), Some(true));
+        assert!(link.now - stopped < Duration::from_secs(1));
+        assert!(link.health.poll_timeout() - link.now > Duration::from_secs(20), "it rests");
     }
 
     #[test]

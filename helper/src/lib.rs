@@ -6,12 +6,15 @@
 //! [`routes`] and [`dns`], which undo themselves; [`journal`] remembers them across a crash.
 
 pub mod caller;
+pub mod clock;
 pub mod dns;
 pub mod health;
 pub mod journal;
 pub mod profile;
+pub mod roam;
 pub mod socket;
 pub mod supervisor;
+pub mod underlay;
 
 // What stands on rtnetlink and the Linux TUN. macOS gets its own routes with the issue Stays up.
 #[cfg(target_os = "linux")]

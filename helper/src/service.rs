@@ -20,6 +20,7 @@ use culvert_protocol::{
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
+use crate::clock::{Slept, elapsed};
 use crate::dns;
 use crate::enrol::enrol;
 use crate::journal::{Change as Made, Journal};
@@ -28,6 +29,7 @@ use crate::routes;
 use crate::session::{Session, Settings};
 use crate::socket::Asked;
 use crate::supervisor::{Input, Now, Supervisor};
+use crate::underlay::{self, Watch};
 
 /// An enrolment under way: who waits for it, and what came of it.
 type Enrolling = (oneshot::Sender<Event>, Result<Profile, Problem>);
@@ -39,6 +41,9 @@ pub struct Service {
     settings: Settings,
     supervisor: Supervisor,
     session: Session,
+    /// Follows the network below the tunnel while a connection is wanted.
+    underlay: Option<Watch>,
+    slept: Slept,
     inputs: VecDeque<Input>,
     enrolling: JoinSet<Enrolling>,
     changes: watch::Sender<Change>,
@@ -62,6 +67,8 @@ impl Service {
             session: Session::new(settings.clone(), journal),
             settings,
             supervisor,
+            underlay: None,
+            slept: Slept::new(Instant::now(), elapsed()),
             inputs: VecDeque::new(),
             enrolling: JoinSet::new(),
             changes,
@@ -86,6 +93,7 @@ impl Service {
                 }
                 () = async { tokio::time::sleep_until(due.unwrap_or_else(tokio::time::Instant::now)).await },
                     if due.is_some() => self.inputs.push_back(Input::Timeout),
+                change = changed(self.underlay.as_mut()) => self.on_underlay(change),
                 Some(done) = self.enrolling.join_next() => {
                     if let Ok((waiting, result)) = done {
                         let event = self.on_enrolled(result).unwrap_or_else(Event::Error);
@@ -94,10 +102,45 @@ impl Service {
                 }
                 () = &mut stop => break,
             }
+            let now = Instant::now();
+            let late = due.map(|due| now.saturating_duration_since(due.into_std()));
+            if self.slept.on_turn(now, elapsed(), late) {
+                tracing::info!("this machine was asleep");
+                self.inputs.push_front(Input::Woke);
+            }
             self.drive().await;
+            self.aim().await;
         }
         self.inputs.push_back(Input::Disconnect);
         self.drive().await;
+    }
+
+    /// Follows the ways to the gateway as long as somebody wants to reach it.
+    async fn aim(&mut self) {
+        if self.supervisor.is_at_rest() {
+            self.underlay = None;
+            return;
+        }
+        if self.underlay.is_none() {
+            match Watch::open(self.settings.fwmark).await {
+                Ok(watch) => self.underlay = Some(watch),
+                // Timers still find a dead link and try again.
+                Err(error) => return tracing::error!(%error, "the network below the tunnel cannot be watched"),
+            }
+        }
+        let Some(watch) = self.underlay.as_mut() else { return };
+        if let Some(change) = watch.aim(self.session.towards()).await {
+            self.on_underlay(change);
+            self.drive().await;
+        }
+    }
+
+    fn on_underlay(&mut self, change: underlay::Change) {
+        tracing::info!(?change, "the network below the tunnel");
+        self.inputs.push_back(match change {
+            underlay::Change::Changed => Input::PathChanged,
+            underlay::Change::Gone => Input::PathGone,
+        });
     }
 
     async fn on_asked(&mut self, asked: Asked) {
@@ -274,6 +317,13 @@ impl Service {
     fn default_profile(&self) -> Option<Profile> {
         let name = self.profiles.default_name().ok()??;
         self.profiles.load(&name).ok()
+    }
+}
+
+async fn changed(underlay: Option<&mut Watch>) -> underlay::Change {
+    match underlay {
+        Some(watch) => watch.next().await,
+        None => std::future::pending().await,
     }
 }
 

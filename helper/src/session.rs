@@ -5,7 +5,7 @@
 //! [`Session::perform`] act and run to their end. The device and the routes outlive a link, so that
 //! traffic is held and not leaked while a new one is made. Not here: when to try (`supervisor`).
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::time::Duration;
@@ -81,7 +81,7 @@ enum Attempt {
     },
 }
 
-/// One user's wish, in force or on its way.
+/// One user's wish, in force or on its way. An attempt may be under way beside a live link, which it replaces.
 pub struct Session {
     settings: Settings,
     journal: Journal,
@@ -142,6 +142,15 @@ impl Session {
         self.profile = Some(profile);
     }
 
+    /// The gateway's addresses as far as they are known: the one in use, else those that the next attempt would
+    /// try.
+    pub fn towards(&self) -> Vec<IpAddr> {
+        match &self.live {
+            Some(live) => vec![live.remote.ip()],
+            None => self.known.iter().map(SocketAddr::ip).collect(),
+        }
+    }
+
     /// The profile in use.
     pub fn profile(&self) -> Option<&Profile> {
         self.profile.as_ref()
@@ -172,7 +181,7 @@ impl Session {
             Occurrence::Resolved(Err(_)) if self.installed.is_some() && !self.known.is_empty() => {
                 self.dial(self.known.clone()).await
             }
-            Occurrence::Resolved(Err(problem)) => Some(lost(problem)),
+            Occurrence::Resolved(Err(problem)) => Some(self.failed("the name has no address", network(problem)).await),
             Occurrence::Due => self.on_due().await,
             Occurrence::Shard(Some(event)) => self.on_event(event).await,
             Occurrence::Shard(None) => {
@@ -188,7 +197,15 @@ impl Session {
     /// Does what the supervisor asks. Not cancel-safe.
     pub async fn perform(&mut self, action: Action) -> Option<Input> {
         match action {
-            Action::Attempt => self.begin().await,
+            Action::Attempt | Action::Beside => self.begin().await,
+            Action::Enough => {
+                self.give_up("the link before it works").await;
+                None
+            }
+            Action::Rebind => {
+                self.rebind().await;
+                None
+            }
             Action::Abandon => {
                 self.hang_up("connecting anew").await;
                 None
@@ -223,6 +240,17 @@ impl Session {
         let inspection = shard.handle.inspect().await.ok()?;
         let stats = inspection.links.into_iter().find(|(link, _)| *link == live.link).map(|(_, stats)| stats);
         Some((stats, inspection.shard.dropped_device))
+    }
+
+    /// A socket that cannot be had is no reason to give up the one there is.
+    async fn rebind(&self) {
+        if self.shard.is_none() {
+            return;
+        }
+        match dial::open_socket(self.settings.fwmark) {
+            Ok(socket) => self.send(Command::Rebind(socket)).await,
+            Err(error) => tracing::warn!(%error, "no new socket for the new path; the old one stays"),
+        }
     }
 
     // --- an attempt ---
@@ -270,7 +298,7 @@ impl Session {
                 *due = Instant::now();
                 None
             }
-            Err(down) => Some(Input::Lost(cause_of_down(&down, remote))),
+            Err(down) => Some(self.failed("the attempt failed", cause_of_down(&down, remote)).await),
         }
     }
 
@@ -293,13 +321,12 @@ impl Session {
                 let tried: Vec<String> = links.iter().map(|(_, remote)| remote.to_string()).collect();
                 let sentence = format!("No reply from {} for {} s", tried.join(", "), HANDSHAKE_WITHIN.as_secs());
                 self.stale = true;
-                self.hang_up("no answer").await;
-                Some(lost(Problem::new(code::NO_ANSWER).because(sentence)))
+                let cause = network(Problem::new(code::NO_ANSWER).because(sentence));
+                Some(self.failed("no answer", cause).await)
             }
             Attempt::Waiting { .. } => {
-                self.hang_up("no welcome").await;
                 let sentence = "The gateway answered, but did not say whether this device may connect";
-                Some(lost(Problem::new(code::NO_ANSWER).because(sentence)))
+                Some(self.failed("no welcome", network(Problem::new(code::NO_ANSWER).because(sentence))).await)
             }
             Attempt::None | Attempt::Resolving(_) => None,
         }
@@ -330,6 +357,12 @@ impl Session {
         }
     }
 
+    /// Ends the attempt, and nothing else while a link is there.
+    async fn failed(&mut self, reason: &str, cause: Cause) -> Input {
+        self.give_up(reason).await;
+        if self.live.is_some() { Input::Missed(cause) } else { Input::Lost(cause) }
+    }
+
     async fn on_established(&mut self, established: Established) -> Option<Input> {
         let link = established.link;
         let Attempt::Dialling { links, .. } = &self.attempt else {
@@ -353,7 +386,10 @@ impl Session {
     async fn on_closed(&mut self, link: LinkId, down: &Down, remote: SocketAddr) -> Option<Input> {
         if self.is_live(link) {
             self.live = None;
-            return Some(Input::Lost(cause_of_down(down, remote)));
+            let mut cause = cause_of_down(down, remote);
+            // The gateway closes a device's old link when it welcomes the new one, and may be heard first.
+            cause.verdict &= !matches!(self.attempt, Attempt::Waiting { .. });
+            return Some(Input::Lost(cause));
         }
         match &mut self.attempt {
             Attempt::Waiting { established, .. } if established.link == link => {}
@@ -375,13 +411,12 @@ impl Session {
         }
         let proven = matches!(self.attempt, Attempt::Waiting { .. });
         self.stale |= !proven; // perhaps the gateway has moved, and this is somebody else's address now
-        self.hang_up("the attempt failed").await;
         let mut cause = cause_of_down(down, remote);
         // Before the handshake proves who answers, anybody on the path can forge a version
         // negotiation, a certificate or a close (RFC 9000 section 21.1). That must not end a
         // session: undoing it would let the traffic that is held out in the clear.
         cause.verdict &= proven || self.installed.is_none();
-        Some(Input::Lost(cause))
+        Some(self.failed("the attempt failed", cause).await)
     }
 
     async fn on_frame(&mut self, link: LinkId, payload: &[u8]) -> Option<Input> {
@@ -392,6 +427,9 @@ impl Session {
         match control::decode::<FromServer>(payload) {
             Ok(FromServer::Welcome(welcome)) if waiting => self.on_welcome(link, welcome).await,
             Ok(FromServer::Reconfigure(welcome)) if !waiting => self.on_reconfigure(welcome).await,
+            Ok(FromServer::Refused(refused)) if waiting => {
+                Some(self.failed("refused", cause_of_refusal(&refused)).await)
+            }
             Ok(FromServer::Refused(refused)) => {
                 self.hang_up("refused").await;
                 Some(Input::Lost(cause_of_refusal(&refused)))
@@ -433,7 +471,10 @@ impl Session {
         tracing::info!(remote = %established.remote, gateway = welcome.gateway, "the gateway says welcome");
         // The address that answered goes first next time.
         self.known.sort_by_key(|address| *address != established.remote);
-        self.live = Some(Live { link, remote: established.remote, welcome: Box::new(welcome) });
+        let live = Live { link, remote: established.remote, welcome: Box::new(welcome) };
+        if let Some(old) = self.live.replace(live) {
+            self.close(old.link, "another link has taken its place").await;
+        }
         Some(Input::Ready)
     }
 
@@ -502,12 +543,19 @@ impl Session {
 
     /// Closes every link, whatever it was for.
     async fn hang_up(&mut self, reason: &str) {
-        let mut links: Vec<LinkId> = self.live.take().map(|live| live.link).into_iter().collect();
-        match std::mem::replace(&mut self.attempt, Attempt::None) {
-            Attempt::Dialling { links: dialled, .. } => links.extend(dialled.into_iter().map(|(link, _)| link)),
-            Attempt::Waiting { established, .. } => links.push(established.link),
-            Attempt::None | Attempt::Resolving(_) => {}
+        if let Some(live) = self.live.take() {
+            self.close(live.link, reason).await;
         }
+        self.give_up(reason).await;
+    }
+
+    /// Closes the links of the attempt under way.
+    async fn give_up(&mut self, reason: &str) {
+        let links = match std::mem::replace(&mut self.attempt, Attempt::None) {
+            Attempt::Dialling { links, .. } => links.into_iter().map(|(link, _)| link).collect(),
+            Attempt::Waiting { established, .. } => vec![established.link],
+            Attempt::None | Attempt::Resolving(_) => vec![],
+        };
         for link in links {
             self.close(link, reason).await;
         }
@@ -532,8 +580,12 @@ impl Session {
     }
 }
 
+fn network(problem: Problem) -> Cause {
+    Cause { problem, verdict: false, not_before: None }
+}
+
 fn lost(problem: Problem) -> Input {
-    Input::Lost(Cause { problem, verdict: false, not_before: None })
+    Input::Lost(network(problem))
 }
 
 fn verdict(problem: Problem) -> Input {

@@ -3,14 +3,16 @@
 //! Pure: inputs and `now` in, actions out; no clock, no socket, no randomness of its own. Network
 //! causes are retried for ever with full jitter, verdicts never. Connected is said only after the
 //! gateway's welcome is in force and one echo has come back. While it tries again, the device and
-//! the routes stay, so that traffic is held and not leaked. Not here: how an attempt is made
-//! (`session`), whether the link is alive once it is up (`health`).
+//! the routes stay, so that traffic is held and not leaked. A link whose path has changed is tested
+//! at once, and after a second without an answer a second link is made beside it ([`Roam`]).
+//! Not here: how an attempt is made (`session`), whether the link is alive once it is up (`health`).
 
 use std::time::{Duration, Instant};
 
 use culvert_protocol::{Problem, State, Step, Timestamp, code};
 
 use crate::health::{Counters, Health, Verdict};
+use crate::roam::{Roam, Test};
 
 /// The first retry comes within this time.
 pub const BACKOFF_FIRST: Duration = Duration::from_millis(250);
@@ -51,6 +53,14 @@ pub enum Input {
     Echo,
     /// Packets go out on a link that may have rested.
     Sending,
+    /// The tunnel's packets take another way now: interface, router or source address.
+    PathChanged,
+    /// There is no way to the gateway at all.
+    PathGone,
+    /// This machine, or this program, has slept.
+    Woke,
+    /// The attempt beside a link that is still there ended; answers [`Action::Beside`].
+    Missed(Cause),
     /// What has crossed so far; answers [`Action::Inspect`].
     Counters(Counters),
     /// The attempt or the link ended.
@@ -79,6 +89,12 @@ pub enum Action {
     Attempt,
     /// Give up the attempt or link under way; the device and the routes stay.
     Abandon,
+    /// Send from a new socket, which the path as it is now suits, and say so to the gateway.
+    Rebind,
+    /// Begin an attempt and keep the link meanwhile. The first of them that answers stays.
+    Beside,
+    /// Give up the attempt beside the link.
+    Enough,
     /// Send an echo.
     Echo,
     /// Read the counters.
@@ -106,10 +122,14 @@ enum Phase {
     Waiting {
         until: Instant,
         until_utc: Timestamp,
+        /// The gateway asked for a pause until then.
+        earliest: Instant,
     },
     Up {
         since: Now,
         health: Health,
+        /// The path has changed, and the link must show that it still works.
+        roam: Option<Roam>,
     },
     /// Changes are being undone; then comes failure, or another connection, or rest.
     Undoing {
@@ -126,13 +146,15 @@ pub struct Supervisor {
     cause: Option<Problem>,
     /// Attempts that ended since the link was last healthy.
     attempts: u32,
+    /// There is no way to the gateway, as far as this machine knows.
+    offline: bool,
 }
 
 impl Supervisor {
     /// At rest.
     pub fn new(enrolled: bool) -> Self {
         let phase = if enrolled { Phase::Disconnected } else { Phase::NotEnrolled };
-        Self { phase, cause: None, attempts: 0 }
+        Self { phase, cause: None, attempts: 0, offline: false }
     }
 
     /// The state as people and programs are told it.
@@ -141,8 +163,12 @@ impl Supervisor {
             (Phase::NotEnrolled, _) => State::NotEnrolled,
             (Phase::Disconnected, _) => State::Disconnected,
             (Phase::Failed(problem), _) => State::Failed { problem: problem.clone() },
-            (Phase::Up { since, .. }, _) => State::Connected { since: since.utc },
             (Phase::Undoing { .. }, _) => State::Disconnecting,
+            _ if self.offline => State::Offline,
+            (Phase::Up { roam: Some(roam), .. }, _) if let Some(cause) = roam.doubt() => {
+                State::Reconnecting { cause: cause.clone(), attempt: self.attempts, next_at: None }
+            }
+            (Phase::Up { since, .. }, _) => State::Connected { since: since.utc },
             (Phase::Trying { step, .. }, None) => State::Connecting { step: *step },
             (Phase::Probing { .. }, None) => State::Connecting { step: Step::Echo },
             (Phase::Trying { .. } | Phase::Probing { .. }, Some(cause)) => {
@@ -156,13 +182,21 @@ impl Supervisor {
         }
     }
 
+    /// True while no connection is wanted, or none can be had until a person acts.
+    pub fn is_at_rest(&self) -> bool {
+        matches!(self.phase, Phase::NotEnrolled | Phase::Disconnected | Phase::Failed(_) | Phase::Undoing { .. })
+    }
+
     /// When to give [`Input::Timeout`] next; `None` while only something else can change the state.
     pub fn poll_timeout(&self) -> Option<Instant> {
         match &self.phase {
             Phase::Trying { deadline, .. } => Some(*deadline),
             Phase::Probing { deadline, again } => Some(*again.min(deadline)),
             Phase::Waiting { until, .. } => Some(*until),
-            Phase::Up { health, .. } => Some(health.poll_timeout()),
+            Phase::Up { health, roam, .. } => {
+                let tests = roam.as_ref().map(Roam::poll_timeout);
+                Some(tests.map_or(health.poll_timeout(), |due| due.min(health.poll_timeout())))
+            }
             Phase::NotEnrolled | Phase::Disconnected | Phase::Failed(_) | Phase::Undoing { .. } => None,
         }
     }
@@ -196,6 +230,16 @@ impl Supervisor {
                 Phase::Up { health, .. } => health.on_counters(counters, now.mono).into_iter().collect(),
                 _ => vec![],
             },
+            Input::PathChanged => {
+                let was_offline = std::mem::take(&mut self.offline);
+                self.on_path(was_offline.then(|| Problem::new(code::NO_NETWORK)), now)
+            }
+            Input::PathGone => {
+                self.offline = true;
+                vec![]
+            }
+            Input::Woke => self.on_path(Some(silent("This machine was asleep").problem), now),
+            Input::Missed(cause) => self.on_missed(cause, now, random),
             Input::Lost(cause) => self.on_lost(cause, now, random),
             Input::Undone(left) => self.on_undone(left, now),
             Input::Timeout => self.on_timeout(now, random),
@@ -237,8 +281,15 @@ impl Supervisor {
     }
 
     fn on_ready(&mut self, now: Now) -> Vec<Action> {
-        if !matches!(self.phase, Phase::Trying { .. }) {
-            return vec![];
+        match &mut self.phase {
+            Phase::Trying { .. } => {}
+            // The link beside the one that did not answer is the link now.
+            Phase::Up { health, roam: roam @ Some(_), .. } => {
+                *roam = None;
+                *health = Health::untested(now.mono);
+                return vec![Action::Echo];
+            }
+            _ => return vec![],
         }
         self.phase = Phase::Probing { deadline: now.mono + ECHO_WITHIN, again: now.mono + ECHO_AGAIN };
         vec![Action::Echo]
@@ -246,19 +297,69 @@ impl Supervisor {
 
     fn on_echo(&mut self, now: Now) -> Vec<Action> {
         match &mut self.phase {
-            Phase::Probing { .. } => self.phase = Phase::Up { since: now, health: Health::new(now.mono) },
-            Phase::Up { health, .. } => health.on_echo(now.mono),
+            Phase::Probing { .. } => {
+                self.phase = Phase::Up { since: now, health: Health::new(now.mono), roam: None };
+            }
+            Phase::Up { health, roam, .. } => {
+                health.on_echo(now.mono);
+                if roam.take().is_some_and(|roam| roam.is_beside()) {
+                    return vec![Action::Enough];
+                }
+            }
             _ => {}
         }
         vec![]
     }
 
+    /// The path is another one, or may be. `doubt`: why the link may be gone, if that is likely.
+    fn on_path(&mut self, doubt: Option<Problem>, now: Now) -> Vec<Action> {
+        match &mut self.phase {
+            Phase::Up { health, roam, .. } => {
+                // An attempt on the old path may wait for long.
+                let old = roam.replace(Roam::new(doubt, now.mono)).filter(Roam::is_beside).map(|_| Action::Enough);
+                health.on_tested(now.mono);
+                old.into_iter().chain([Action::Rebind, Action::Echo]).collect()
+            }
+            Phase::Waiting { earliest, .. } if now.mono < *earliest => vec![Action::Rebind],
+            Phase::Waiting { .. } => {
+                self.attempts = 0;
+                let attempt = self.attempt(now);
+                std::iter::once(Action::Rebind).chain(attempt).collect()
+            }
+            Phase::Trying { .. } | Phase::Probing { .. } => {
+                let attempt = self.attempt(now);
+                [Action::Abandon, Action::Rebind].into_iter().chain(attempt).collect()
+            }
+            Phase::NotEnrolled | Phase::Disconnected | Phase::Failed(_) | Phase::Undoing { .. } => vec![],
+        }
+    }
+
+    fn on_missed(&mut self, cause: Cause, now: Now, random: u64) -> Vec<Action> {
+        match &mut self.phase {
+            Phase::Up { .. } if cause.verdict => self.undo(Some(cause.problem)),
+            Phase::Up { roam, .. } => {
+                if let Some(roam) = roam {
+                    roam.on_missed(now.mono);
+                }
+                vec![]
+            }
+            // The link that it was beside has been given up.
+            _ => self.on_lost(cause, now, random),
+        }
+    }
+
     fn on_lost(&mut self, cause: Cause, now: Now, random: u64) -> Vec<Action> {
         match &self.phase {
             Phase::Trying { .. } | Phase::Probing { .. } => {}
-            Phase::Up { since, .. } => {
+            Phase::Up { since, roam, .. } => {
                 if now.mono.saturating_duration_since(since.mono) >= HEALTHY_AFTER {
                     self.attempts = 0;
+                }
+                // The attempt beside it goes on.
+                if !cause.verdict && roam.as_ref().is_some_and(Roam::is_beside) {
+                    self.cause = Some(cause.problem);
+                    self.phase = Phase::Trying { step: Step::Handshake, deadline: now.mono + ATTEMPT_WITHIN };
+                    return vec![];
                 }
             }
             // Late news of a link that nobody waits for.
@@ -267,10 +368,19 @@ impl Supervisor {
         if cause.verdict {
             return self.undo(Some(cause.problem));
         }
-        let wait = backoff(self.attempts, random).max(cause.not_before.unwrap_or_default());
+        // An attempt that was silent for seconds has waited already: a gateway that comes back within the first
+        // half minute finds somebody knocking.
+        let took = match &self.phase {
+            Phase::Trying { deadline, .. } => (now.mono + ATTEMPT_WITHIN).saturating_duration_since(*deadline),
+            Phase::Probing { deadline, .. } => (now.mono + ECHO_WITHIN).saturating_duration_since(*deadline),
+            _ => Duration::ZERO,
+        };
+        let pause = cause.not_before.unwrap_or_default();
+        let wait = backoff(self.attempts, random).saturating_sub(took).max(backoff(0, random)).max(pause);
         self.cause = Some(cause.problem);
         self.attempts = self.attempts.saturating_add(1);
-        self.phase = Phase::Waiting { until: now.mono + wait, until_utc: now.utc + wait };
+        self.phase =
+            Phase::Waiting { until: now.mono + wait, until_utc: now.utc + wait, earliest: now.mono + pause };
         vec![Action::Abandon]
     }
 
@@ -303,6 +413,10 @@ impl Supervisor {
                 now,
                 random,
             ),
+            Phase::Up { roam: Some(roam), .. } if now.mono >= roam.poll_timeout() => match roam.on_timeout(now.mono) {
+                Test::Echo => vec![Action::Echo],
+                Test::Beside => vec![Action::Echo, Action::Beside],
+            },
             Phase::Up { health, .. } => match health.on_timeout(now.mono) {
                 Verdict::Alive(actions) => actions,
                 Verdict::Dead => self.on_lost(silent("Nothing comes back through the tunnel"), now, random),
@@ -317,6 +431,7 @@ impl Supervisor {
     }
 
     fn undo(&mut self, failed: Option<Problem>) -> Vec<Action> {
+        self.offline = false; // nobody looks any more
         self.phase = Phase::Undoing { failed, again: false };
         vec![Action::Undo]
     }
@@ -414,6 +529,22 @@ mod tests {
     }
 
     #[test]
+    fn a_gateway_that_is_gone_for_half_a_minute_is_dialled_all_the_time() {
+        let mut it = Bench::connected();
+        it.give(network_cause());
+        let lost = it.elapsed();
+        let mut resting = Duration::ZERO;
+        while it.elapsed() - lost < Duration::from_secs(25) {
+            let before = it.elapsed();
+            assert_eq!(it.expire(), [Action::Attempt]);
+            resting += it.elapsed() - before;
+            it.now.mono += Duration::from_secs(5); // a handshake that nobody answers
+            it.give(network_cause());
+        }
+        assert!(resting < Duration::from_secs(2), "{resting:?} of 25 s nobody knocked");
+    }
+
+    #[test]
     fn a_gateway_that_asks_for_a_pause_gets_it() {
         let mut it = Bench::new();
         it.give(Input::Connect);
@@ -462,6 +593,146 @@ mod tests {
         assert_eq!(it.state(), State::Connecting { step: Step::Resolve });
         it.give(network_cause());
         assert_eq!(it.state().word(), "reconnecting");
+    }
+
+    #[test]
+    fn a_link_that_answers_on_its_new_path_is_kept() {
+        let mut it = Bench::connected();
+        assert_eq!(it.give(Input::PathChanged), [Action::Rebind, Action::Echo]);
+        assert_eq!(it.expire(), [Action::Echo], "the first may be lost to the change itself");
+        assert!(it.state().is_connected());
+        assert_eq!(it.give(Input::Echo), []);
+        assert_eq!(it.expire(), [Action::Inspect], "it is an ordinary link again");
+    }
+
+    #[test]
+    fn a_link_that_does_not_answer_on_its_new_path_gets_another_beside_it_within_a_second() {
+        let mut it = Bench::connected();
+        let changed = it.elapsed();
+        it.give(Input::PathChanged);
+        while !it.expire().contains(&Action::Beside) {}
+        assert!(it.elapsed() - changed <= Duration::from_secs(1));
+        assert!(it.state().is_connected(), "nothing is known to be lost");
+        it.give(Input::Reached(Step::Welcome));
+        assert_eq!(it.give(Input::Ready), [Action::Echo], "the new link is tested, too");
+        it.give(Input::Echo);
+        assert!(it.state().is_connected());
+    }
+
+    #[test]
+    fn the_old_link_wins_if_it_answers_first() {
+        let mut it = Bench::connected();
+        it.give(Input::PathChanged);
+        while !it.expire().contains(&Action::Beside) {}
+        assert_eq!(it.give(Input::Echo), [Action::Enough]);
+        assert!(it.state().is_connected());
+    }
+
+    #[test]
+    fn an_attempt_beside_a_dead_link_outlives_it() {
+        let mut it = Bench::connected();
+        it.give(Input::PathChanged);
+        while !it.expire().contains(&Action::Beside) {}
+        assert_eq!(it.give(network_cause()), [], "the link is lost, the attempt goes on");
+        assert_eq!(it.state().word(), "reconnecting");
+        assert_eq!(it.give(Input::Ready), [Action::Echo]);
+        it.give(Input::Echo);
+        assert!(it.state().is_connected());
+    }
+
+    #[test]
+    fn a_revoked_device_learns_it_from_the_attempt_beside_its_link() {
+        let mut it = Bench::connected();
+        it.give(Input::PathChanged);
+        while !it.expire().contains(&Action::Beside) {}
+        let revoked = Cause { problem: Problem::new(code::REVOKED), verdict: true, not_before: None };
+        assert_eq!(it.give(Input::Missed(revoked)), [Action::Undo]);
+    }
+
+    #[test]
+    fn a_silent_link_is_given_up_whatever_becomes_of_the_attempts_beside_it() {
+        let mut it = Bench::connected();
+        it.give(Input::PathChanged);
+        let changed = it.elapsed();
+        while it.state().is_connected() {
+            if it.expire().contains(&Action::Beside) {
+                it.give(Input::Missed(no_answer()));
+            }
+        }
+        assert!(it.elapsed() - changed <= Duration::from_secs(5), "{:?}", it.elapsed() - changed);
+    }
+
+    #[test]
+    fn a_path_that_changes_all_the_time_does_not_hide_a_silent_link() {
+        let mut it = Bench::connected();
+        let began = it.elapsed();
+        while it.state().is_connected() && it.elapsed() - began < Duration::from_secs(60) {
+            it.give(Input::PathChanged);
+            for _ in 0..2 {
+                if it.state().is_connected() {
+                    it.expire();
+                }
+            }
+        }
+        assert!(it.elapsed() - began <= Duration::from_secs(5), "{:?}", it.elapsed() - began);
+    }
+
+    #[test]
+    fn a_network_that_comes_back_is_tried_at_once_however_long_it_was_gone() {
+        let mut it = Bench::new();
+        it.give(Input::Connect);
+        it.give(Input::PathGone);
+        assert_eq!(it.state(), State::Offline);
+        for _ in 0..100 {
+            it.give(network_cause());
+            it.expire();
+        }
+        it.give(network_cause());
+        assert_eq!(it.give(Input::PathChanged), [Action::Rebind, Action::Attempt]);
+        assert_eq!(it.state().word(), "reconnecting");
+    }
+
+    #[test]
+    fn a_new_path_does_not_shorten_the_pause_that_the_gateway_asked_for() {
+        let mut it = Bench::new();
+        it.give(Input::Connect);
+        let pause = Duration::from_secs(240);
+        it.give(Input::Lost(Cause { problem: Problem::new(code::WAIT), verdict: false, not_before: Some(pause) }));
+        assert_eq!(it.give(Input::PathChanged), [Action::Rebind]);
+        it.expire();
+        assert_eq!(it.elapsed(), pause);
+    }
+
+    #[test]
+    fn an_attempt_on_the_old_path_is_begun_anew() {
+        let mut it = Bench::new();
+        it.give(Input::Connect);
+        assert_eq!(it.give(Input::PathChanged), [Action::Abandon, Action::Rebind, Action::Attempt]);
+    }
+
+    #[test]
+    fn after_a_time_without_a_network_connected_is_said_only_after_an_echo() {
+        let mut it = Bench::connected();
+        it.give(Input::PathGone);
+        assert_eq!(it.give(Input::PathChanged), [Action::Rebind, Action::Echo]);
+        assert!(matches!(it.state(), State::Reconnecting { cause, .. } if cause.code == code::NO_NETWORK));
+        it.give(Input::Echo);
+        assert!(it.state().is_connected());
+        it.give(Input::Woke);
+        assert_eq!(it.state().word(), "reconnecting");
+        it.give(Input::Echo);
+        assert!(it.state().is_connected());
+    }
+
+    #[test]
+    fn a_machine_without_a_network_says_so_and_disconnects_all_the_same() {
+        let mut it = Bench::connected();
+        it.give(Input::PathGone);
+        assert_eq!(it.state(), State::Offline);
+        assert_eq!(it.give(Input::Disconnect), [Action::Undo]);
+        assert_eq!(it.state(), State::Disconnecting);
+        it.give(Input::Undone(None));
+        assert_eq!(it.state(), State::Disconnected);
     }
 
     proptest! {
@@ -538,6 +809,14 @@ mod tests {
             Self { supervisor: Supervisor::new(true), start, now, random: 7, undoing: false }
         }
 
+        fn connected() -> Self {
+            let mut it = Self::new();
+            for input in [Input::Connect, Input::Ready, Input::Echo] {
+                it.give(input);
+            }
+            it
+        }
+
         fn give(&mut self, input: Input) -> Vec<Action> {
             self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             self.supervisor.handle(input, self.now, self.random)
@@ -575,8 +854,12 @@ mod tests {
         }
     }
 
+    fn no_answer() -> Cause {
+        Cause { problem: Problem::new(code::NO_ANSWER), verdict: false, not_before: None }
+    }
+
     fn network_cause() -> Input {
-        Input::Lost(Cause { problem: Problem::new(code::NO_ANSWER), verdict: false, not_before: None })
+        Input::Lost(no_answer())
     }
 
     fn any_input() -> impl Strategy<Value = Input> {
@@ -591,6 +874,11 @@ mod tests {
             Just(Input::Echo),
             (0u64..3, 0u64..3).prop_map(|(sent, received)| Input::Counters(Counters { sent, received })),
             Just(network_cause()),
+            Just(Input::PathChanged),
+            Just(Input::PathChanged),
+            Just(Input::PathGone),
+            Just(Input::Woke),
+            Just(Input::Missed(no_answer())),
             Just(Input::Lost(Cause { problem: Problem::new(code::REVOKED), verdict: true, not_before: None })),
             Just(Input::Undone(None)),
             Just(Input::Undone(Some(Problem::new(code::SYSTEM)))),

@@ -272,6 +272,8 @@ impl Herd {
                 None
             }
             // No inner packets: it rests.
+            // No client here ever hears that its path has changed.
+            Action::Rebind | Action::Beside | Action::Enough => None,
             Action::Inspect => Some(Input::Counters(Counters::default())),
             Action::Undo => {
                 self.hang_up(now, client);
