@@ -13,9 +13,9 @@ use culvert_tunnel::shard::cid::CidKey;
 use culvert_tunnel::shard::engine::Role;
 use culvert_tunnel::shard::{RunningShard, ShardConfig, spawn};
 use culvert_tunnel::socket::{SocketOptions, bind};
-use tokio::net::lookup_host;
 use tokio::time::timeout;
 
+use crate::names::Names;
 use crate::supervisor::Cause;
 
 /// How long a name server may take.
@@ -31,10 +31,10 @@ const CANDIDATES: usize = 8;
 ///
 /// # Errors
 /// E103 when none has an address.
-pub async fn resolve(endpoints: &[String]) -> Result<Vec<SocketAddr>, Problem> {
+pub async fn resolve(endpoints: &[String], names: &Names) -> Result<Vec<SocketAddr>, Problem> {
     let mut found = Vec::new();
     for endpoint in endpoints {
-        match timeout(RESOLVE_WITHIN, lookup_host(endpoint)).await {
+        match timeout(RESOLVE_WITHIN, names.lookup(endpoint)).await {
             Ok(Ok(addresses)) => {
                 for address in addresses {
                     if !found.contains(&address) && found.len() < CANDIDATES {
@@ -137,14 +137,14 @@ mod tests {
     #[tokio::test]
     async fn addresses_need_no_name_server_and_keep_their_order() {
         let endpoints = ["[2001:db8::1]:443".into(), "192.0.2.1:4433".into(), "192.0.2.1:4433".into()];
-        let found = resolve(&endpoints).await.unwrap();
+        let found = resolve(&endpoints, &Names::of(b"", 0)).await.unwrap();
         assert_eq!(found, ["[2001:db8::1]:443".parse().unwrap(), "192.0.2.1:4433".parse().unwrap()] as [SocketAddr; 2]);
         assert_eq!(endpoints.each_ref().map(|e| host(e)), ["2001:db8::1", "192.0.2.1", "192.0.2.1"]);
     }
 
     #[tokio::test]
     async fn a_name_without_an_address_is_named() {
-        let problem = resolve(&["no such host.invalid:443".into()]).await.unwrap_err();
+        let problem = resolve(&["no such host.invalid:443".into()], &Names::of(b"", 0)).await.unwrap_err();
         assert_eq!(problem.code, code::NAME);
         assert!(problem.cause.contains("no such host.invalid"), "{problem}");
     }

@@ -1,79 +1,176 @@
 //! The machine's resolver: names are looked up at the gateway's servers until the guard is undone.
 //!
-//! `cfg` appears here and nowhere above. Issue 4 adds systemd-resolved and resolvconf; until then
-//! a resolver file that another program manages is left alone, and the status says so.
+//! By what is there: systemd-resolved, which routes names by domain; resolvconf; else the file itself, whoever
+//! wrote it. The last two cannot route, so that all names go to the gateway where they are in use. `cfg` appears
+//! here and nowhere above.
 
+#[cfg(target_os = "linux")]
+use std::fs;
 use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+#[cfg(target_os = "linux")]
+use crate::journal::Change;
 use crate::journal::{Entry, Journal, ResolverFile};
 
-#[path = "dns/resolv_conf.rs"]
-mod imp;
+mod resolv_conf;
+#[cfg(target_os = "linux")]
+mod resolvconf;
+#[cfg(target_os = "linux")]
+mod resolved;
 
 /// What to ask for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Servers {
     /// The resolver's file, `/etc/resolv.conf` outside tests.
     pub file: PathBuf,
+    /// The tunnel interface.
+    pub device: String,
     /// The servers, best first.
     pub servers: Vec<IpAddr>,
-    /// Search domains.
+    /// Domains of the gateway: they are looked up there, and complete short names.
     pub domains: Vec<String>,
+    /// Every other name is looked up there as well.
+    pub all: bool,
 }
 
-/// What came of it.
-#[derive(Debug)]
-pub enum Outcome {
-    /// The servers are in force until the guard is undone.
-    InForce(DnsGuard),
-    /// Another program manages the resolver; nothing was changed. The sentence is for the status.
-    LeftAlone(String),
-}
-
-/// The gateway's servers, in force until undone; a crash is cleaned up by the journal.
+/// The gateway's servers, in force until undone; a crash is cleaned up by the journal, or by resolved itself.
 #[derive(Debug)]
 pub struct DnsGuard {
-    entry: Entry,
-    change: ResolverFile,
-    undone: bool,
+    made: Option<Made>,
+    /// What the machine cannot do, in a sentence.
+    note: Option<String>,
 }
 
-/// Puts the servers in force. Journals first.
-///
-/// # Errors
-/// What the file system says; nothing is changed then.
-pub fn apply(wanted: &Servers, journal: &mut Journal) -> io::Result<Outcome> {
-    imp::apply(wanted, journal)
-}
-
-/// Undoes a change that a crashed helper left behind.
-///
-/// # Errors
-/// What the file system says.
-pub fn undo_leftover(change: &ResolverFile) -> io::Result<()> {
-    imp::restore(change)
+#[derive(Debug)]
+enum Made {
+    File {
+        entry: Entry,
+        change: ResolverFile,
+    },
+    #[cfg(target_os = "linux")]
+    Resolvconf {
+        entry: Entry,
+        record: String,
+    },
+    #[cfg(target_os = "linux")]
+    Resolved(resolved::Link),
 }
 
 impl DnsGuard {
+    /// Puts the servers in force for the tunnel interface with this index. Journals first.
+    ///
+    /// # Errors
+    /// What the resolver or the file system says; nothing is changed then.
+    pub async fn apply(wanted: &Servers, index: u32, journal: &mut Journal) -> io::Result<Self> {
+        let unrouted = || {
+            let domains = wanted.domains.join(", ");
+            (!wanted.all).then(|| format!(
+                "This machine's resolver cannot look up only {domains} through the gateway, so all names are looked up there"
+            ))
+        };
+        #[cfg(target_os = "linux")]
+        {
+            let text = match fs::read(&wanted.file) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                text => text.unwrap_or_default(),
+            };
+            if resolved::is_asked(&wanted.file, &text) {
+                let link = resolved::Link::apply(wanted, index).await?;
+                return Ok(Self { made: Some(Made::Resolved(link)), note: None });
+            }
+            if resolvconf::keeps(&wanted.file, &text) {
+                let record = resolvconf::record(&wanted.device);
+                let entry = journal.record(Change::Resolvconf { record: record.clone() })?;
+                let guard = Self { made: Some(Made::Resolvconf { entry, record: record.clone() }), note: unrouted() };
+                if let Err(error) = resolvconf::add(&record, wanted) {
+                    let _ = guard.undo(journal).await; // the first error says more
+                    return Err(error);
+                }
+                return Ok(guard);
+            }
+        }
+        #[cfg(not(target_os = "linux"))]
+        let _ = index; // a file knows no interfaces
+        let (entry, change) = resolv_conf::apply(wanted, journal)?;
+        Ok(Self { made: Some(Made::File { entry, change }), note: unrouted() })
+    }
+
+    /// The resolver's file as the network wants it, where ours has taken its place.
+    pub fn before(&self) -> Option<Vec<u8>> {
+        match self.made.as_ref()? {
+            Made::File { change, .. } => {
+                let was = change.was.as_deref().unwrap_or_default();
+                data_encoding::BASE64.decode(was.as_bytes()).ok()
+            }
+            #[cfg(target_os = "linux")]
+            Made::Resolvconf { .. } | Made::Resolved(_) => None,
+        }
+    }
+
+    /// What the machine cannot do, in a sentence.
+    pub fn note(&self) -> Option<&str> {
+        self.note.as_deref()
+    }
+
     /// Puts the resolver back as it was, unless somebody else has changed it since.
     ///
     /// # Errors
-    /// What the file system says; the journal keeps the change then.
-    pub fn undo(mut self, journal: &mut Journal) -> io::Result<()> {
-        self.undone = true;
-        imp::restore(&self.change)?;
-        journal.strike(self.entry)
+    /// What the resolver or the file system says; the journal keeps the change then.
+    pub async fn undo(mut self, journal: &mut Journal) -> io::Result<()> {
+        match self.made.take() {
+            None => Ok(()),
+            Some(Made::File { entry, change }) => {
+                resolv_conf::restore(&change)?;
+                journal.strike(entry)
+            }
+            #[cfg(target_os = "linux")]
+            Some(Made::Resolvconf { entry, record }) => {
+                resolvconf::delete(&record)?;
+                journal.strike(entry)
+            }
+            // It forgets the link when that goes; being told sooner is a courtesy.
+            #[cfg(target_os = "linux")]
+            Some(Made::Resolved(link)) => {
+                if let Err(error) = link.revert().await {
+                    tracing::debug!(%error, "systemd-resolved");
+                }
+                Ok(())
+            }
+        }
     }
 }
 
 impl Drop for DnsGuard {
     fn drop(&mut self) {
-        if !self.undone
-            && let Err(error) = imp::restore(&self.change)
-        {
-            tracing::error!(%error, "the resolver file could not be put back; the next start tries again");
+        let undone = match &self.made {
+            Some(Made::File { change, .. }) => resolv_conf::restore(change),
+            #[cfg(target_os = "linux")]
+            Some(Made::Resolvconf { record, .. }) => resolvconf::delete(record),
+            #[cfg(target_os = "linux")]
+            Some(Made::Resolved(_)) => Ok(()),
+            None => Ok(()),
+        };
+        if let Err(error) = undone {
+            tracing::error!(%error, "the resolver could not be put back; the next start tries again");
         }
     }
+}
+
+/// Undoes a change to the resolver's file that a crashed helper left behind.
+///
+/// # Errors
+/// What the file system says.
+pub fn undo_file(change: &ResolverFile) -> io::Result<()> {
+    resolv_conf::restore(change)
+}
+
+/// Takes back what a crashed helper contributed to resolvconf.
+///
+/// # Errors
+/// What the program says.
+#[cfg(target_os = "linux")]
+pub fn undo_resolvconf(record: &str) -> io::Result<()> {
+    resolvconf::delete(record)
 }

@@ -19,6 +19,7 @@ use culvert_tunnel::transport::{ClientTransport, Tuning};
 use tokio::time::timeout;
 
 use crate::dial::{HANDSHAKE_WITHIN, cause_of_down, cause_of_refusal, host, resolve, start_shard};
+use crate::names::Names;
 use crate::profile::Profile;
 
 /// How long the conversation may take once the gateway has answered.
@@ -28,14 +29,14 @@ const CONVERSATION_WITHIN: Duration = Duration::from_secs(15);
 ///
 /// # Errors
 /// One sentence with its code; the invitation is spent only if the gateway said so.
-pub async fn enrol(invitation: &str, device_name: &str, fwmark: u32) -> Result<Profile, Problem> {
+pub async fn enrol(invitation: &str, device_name: &str, names: &Names, fwmark: u32) -> Result<Profile, Problem> {
     let invitation: Invitation = invitation.trim().parse().map_err(|error| {
         let sentence = format!("{error}");
         let (cause, hint) = sentence.split_once("; ").unwrap_or((&sentence, "ask for a new one"));
         Problem::new(code::INVITATION).because(capital(cause)).hint(capital(hint))
     })?;
     let key = DeviceKey::generate().map_err(|error| internal(&error))?;
-    let candidates = candidates(&invitation).await?;
+    let candidates = candidates(&invitation, names).await?;
     let mut shard = start_shard(fwmark)?;
     let enrolled = converse(&mut shard, &invitation, candidates, &key, device_name).await;
     let stop = Command::Stop { code: Close::Goodbye, reason: String::new() };
@@ -45,11 +46,11 @@ pub async fn enrol(invitation: &str, device_name: &str, fwmark: u32) -> Result<P
 }
 
 /// Each address with the name that its certificate must carry.
-async fn candidates(invitation: &Invitation) -> Result<Vec<(SocketAddr, String)>, Problem> {
+async fn candidates(invitation: &Invitation, names: &Names) -> Result<Vec<(SocketAddr, String)>, Problem> {
     let mut candidates = Vec::new();
     let mut last = Problem::new(code::NAME);
     for endpoint in &invitation.endpoints {
-        match resolve(std::slice::from_ref(endpoint)).await {
+        match resolve(std::slice::from_ref(endpoint), names).await {
             Ok(found) => candidates.extend(found.into_iter().map(|address| (address, host(endpoint).to_owned()))),
             Err(problem) => last = problem,
         }
@@ -168,6 +169,7 @@ fn profile(enrolment: Enrolment, key: DeviceKey) -> Result<Profile, Problem> {
         user: enrolment.user,
         chain_pem: credential.chain_pem(),
         key_pem: credential.key_pem().expose().into(),
+        carried: None,
     })
 }
 

@@ -8,10 +8,11 @@ use culvert_tunnel::device::linux::{OpenError, Tun};
 use ipnet::IpNet;
 
 use crate::dial::system;
-use crate::dns::{self, DnsGuard, Outcome, Servers};
+use crate::dns::{DnsGuard, Servers};
 use crate::journal::Journal;
+use crate::profile::Carried;
 use crate::routes::{Plan, RouteGuard};
-use crate::session::Settings;
+use crate::session::Options;
 
 /// The inner MTU to begin with: the least that IPv6 allows. The shard follows the path from there.
 const FIRST_MTU_BYTES: u16 = 1280;
@@ -31,17 +32,19 @@ impl Installed {
     ///
     /// # Errors
     /// One sentence with its code; nothing is left in force.
-    pub async fn new(settings: &Settings, welcome: &Welcome, journal: &mut Journal) -> Result<(Self, Tun), Problem> {
-        let (plan, servers) = (plan(settings, welcome), servers(settings, welcome));
-        let device = open(&settings.device)?;
+    pub async fn new(options: &Options, welcome: &Welcome, journal: &mut Journal) -> Result<(Self, Tun), Problem> {
+        let (plan, servers) = (plan(options, welcome), servers(options, welcome));
+        let device = open(&options.device)?;
         let routes = RouteGuard::apply(&plan, journal).await.map_err(|error| error.problem())?;
         let mut installed = Self { plan, servers, routes, dns: None, notes: Vec::new() };
         let Some(servers) = &installed.servers else { return Ok((installed, device)) };
-        match dns::apply(servers, journal) {
-            Ok(Outcome::InForce(guard)) => installed.dns = Some(guard),
-            Ok(Outcome::LeftAlone(note)) => installed.notes.push(note),
+        match DnsGuard::apply(servers, installed.routes.index(), journal).await {
+            Ok(guard) => {
+                installed.notes.extend(guard.note().map(str::to_owned));
+                installed.dns = Some(guard);
+            }
             Err(error) => {
-                let problem = system(&format!("{} cannot be written", servers.file.display()), &error);
+                let problem = system("The gateway's name servers cannot be put in force", &error);
                 // What is still in force is worse than what is not.
                 return Err(installed.undo(journal).await.err().unwrap_or(problem));
             }
@@ -50,8 +53,8 @@ impl Installed {
     }
 
     /// True when a welcome asks for exactly what is in force.
-    pub fn fits(&self, settings: &Settings, welcome: &Welcome) -> bool {
-        self.plan == plan(settings, welcome) && self.servers == servers(settings, welcome)
+    pub fn fits(&self, options: &Options, welcome: &Welcome) -> bool {
+        self.plan == plan(options, welcome) && self.servers == servers(options, welcome)
     }
 
     /// Undoes everything, also after a part of it has failed.
@@ -60,14 +63,14 @@ impl Installed {
     /// The first thing that the OS refused. It stays in the journal for the next start.
     pub async fn undo(self, journal: &mut Journal) -> Result<(), Problem> {
         const HINT: &str = "Restart the helper, which tries again, and look at its log";
-        let names = match self.dns.map(|guard| guard.undo(journal)) {
-            Some(Err(error)) => {
-                tracing::error!(%error, "the resolver file could not be put back");
+        let names = match self.dns {
+            Some(guard) => guard.undo(journal).await.map_err(|error| {
+                tracing::error!(%error, "the resolver could not be put back");
                 let file = self.servers.map(|servers| servers.file).unwrap_or_default();
-                let sentence = format!("{} could not be put back as it was: {error}", file.display());
-                Err(Problem::new(code::SYSTEM).because(sentence).hint(HINT))
-            }
-            Some(Ok(())) | None => Ok(()),
+                let sentence = format!("The resolver ({}) could not be put back as it was: {error}", file.display());
+                Problem::new(code::SYSTEM).because(sentence).hint(HINT)
+            }),
+            None => Ok(()),
         };
         let routes = self.routes.undo(journal).await.map_err(|error| {
             tracing::error!(%error, "the routes could not be put back");
@@ -83,7 +86,7 @@ impl Installed {
             ipv4: self.plan.is_full_v4(),
             ipv6: self.plan.is_full(), // carried, or refused at once
             dns: self.dns.is_some(),
-            kill_switch: false,
+            kill_switch: false, // `service` knows
         }
     }
 
@@ -92,22 +95,33 @@ impl Installed {
         &self.plan.device
     }
 
+    /// What goes into the tunnel, for the kill switch to hold back while there is none.
+    pub fn carried(&self) -> Carried {
+        let only = if self.plan.is_full() { vec![] } else { self.plan.carried() };
+        Carried { only, excluded: self.plan.excluded.clone() }
+    }
+
+    /// The resolver's file as the network wants it, where the gateway's servers have taken its place.
+    pub fn resolver_before(&self) -> Option<Vec<u8>> {
+        self.dns.as_ref().and_then(DnsGuard::before)
+    }
+
     /// What could not be done, in sentences.
     pub fn notes(&self) -> &[String] {
         &self.notes
     }
 }
 
-fn plan(settings: &Settings, welcome: &Welcome) -> Plan {
+fn plan(options: &Options, welcome: &Welcome) -> Plan {
     let mut plan = Plan {
-        device: settings.device.clone(),
+        device: options.device.clone(),
         ipv4: welcome.ipv4,
         ipv6: welcome.ipv6,
         mtu_bytes: FIRST_MTU_BYTES,
         routes: welcome.routes.clone(),
         excluded: welcome.excluded_routes.clone(),
         networks: welcome.networks.clone(),
-        fwmark: settings.fwmark,
+        fwmark: options.fwmark,
     };
     // The gateway's name servers are asked through its tunnel, also when little else is.
     for server in &welcome.dns_servers {
@@ -118,12 +132,15 @@ fn plan(settings: &Settings, welcome: &Welcome) -> Plan {
     plan
 }
 
-fn servers(settings: &Settings, welcome: &Welcome) -> Option<Servers> {
+fn servers(options: &Options, welcome: &Welcome) -> Option<Servers> {
     let servers = welcome.dns_servers.clone();
     (!servers.is_empty()).then(|| Servers {
-        file: settings.resolver.clone(),
+        file: options.resolver.clone(),
+        device: options.device.clone(),
         servers,
         domains: welcome.dns_domains.clone(),
+        // In a full tunnel the network's own servers are beside it.
+        all: welcome.dns_domains.is_empty() || plan(options, welcome).is_full(),
     })
 }
 

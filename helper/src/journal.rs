@@ -32,6 +32,11 @@ pub enum Change {
         /// The value we set. Put back only while this is what is there.
         set: String,
     },
+    /// What this helper contributes to resolvconf(8).
+    Resolvconf {
+        /// Under which name.
+        record: String,
+    },
     /// The resolver's file. Put back only while it holds what we wrote.
     ResolverFile(ResolverFile),
 }
@@ -41,6 +46,9 @@ pub enum Change {
 pub struct ResolverFile {
     /// The file.
     pub path: PathBuf,
+    /// Where it pointed before, when it was a symbolic link.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link: Option<PathBuf>,
     /// Its bytes before, base64; absent when there was no such file.
     pub was: Option<String>,
     /// Permission bits before.

@@ -3,18 +3,23 @@
 //! How a request travels: [`socket`] accepts a caller that [`caller`] knows, [`service`] decides,
 //! the pure [`supervisor`] says what to do next, and [`session`] does it with a shard of
 //! `culvert-tunnel`. What a welcome changes on this machine is one value ([`install`]) made of
-//! [`routes`] and [`dns`], which undo themselves; [`journal`] remembers them across a crash.
+//! [`routes`] and [`dns`], which undo themselves; [`journal`] remembers them across a crash. The kill
+//! switch ([`guard`]) outlives them, as long as the user's [`settings`] and [`wish`] say so.
 
 pub mod caller;
 pub mod clock;
 pub mod dns;
+pub mod files;
+pub mod guard;
 pub mod health;
 pub mod journal;
 pub mod profile;
 pub mod roam;
+pub mod settings;
 pub mod socket;
 pub mod supervisor;
 pub mod underlay;
+pub mod wish;
 
 // What stands on rtnetlink and the Linux TUN. macOS gets its own routes with the issue Stays up.
 #[cfg(target_os = "linux")]
@@ -23,6 +28,8 @@ pub mod dial;
 pub mod enrol;
 #[cfg(target_os = "linux")]
 pub mod install;
+#[cfg(target_os = "linux")]
+pub mod names;
 #[cfg(target_os = "linux")]
 pub mod routes;
 #[cfg(target_os = "linux")]

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use culvert_helper::service::Service;
-use culvert_helper::session::Settings;
+use culvert_helper::session::{DEFAULT_DEVICE, Options};
 use culvert_helper::socket::{CONNECTIONS, Shared, Socket};
 use culvert_protocol::DEFAULT_SOCKET;
 use tokio::signal::unix::{SignalKind, signal};
@@ -30,7 +30,18 @@ struct Arguments {
 enum Command {
     /// Serves the Unix socket until SIGTERM, SIGINT or SIGHUP, then undoes every change.
     Run(Run),
+    /// Undoes what a helper that is gone left behind, and lifts the kill switch in any mode. Needs root.
+    Recover {
+        /// Where that helper kept its journal.
+        #[arg(long, default_value = STATE_DIR)]
+        state_dir: PathBuf,
+        /// Name of that helper's tunnel interface.
+        #[arg(long, default_value = DEFAULT_DEVICE, value_parser = device_name)]
+        device_name: String,
+    },
 }
+
+const STATE_DIR: &str = "/var/lib/culvert";
 
 #[derive(Args, Debug)]
 struct Run {
@@ -38,7 +49,7 @@ struct Run {
     #[arg(long, env = "CULVERT_SOCKET", default_value = DEFAULT_SOCKET)]
     socket: PathBuf,
     /// Where profiles and the journal of changes are kept.
-    #[arg(long, default_value = "/var/lib/culvert")]
+    #[arg(long, default_value = STATE_DIR)]
     state_dir: PathBuf,
     /// A user that may control the VPN, beside root. May be repeated.
     #[arg(long = "allow-uid", value_name = "UID")]
@@ -47,7 +58,7 @@ struct Run {
     #[arg(long, default_value = "0x6376", value_parser = mark)]
     fwmark: u32,
     /// Name of the tunnel interface.
-    #[arg(long, default_value = "culvert0", value_parser = device_name)]
+    #[arg(long, default_value = DEFAULT_DEVICE, value_parser = device_name)]
     device_name: String,
     /// What to log to stderr: a level, or filters as in `info,culvert_helper=debug`.
     #[arg(long, default_value = "info")]
@@ -66,17 +77,30 @@ fn main() -> ExitCode {
 }
 
 fn start() -> anyhow::Result<()> {
-    let Arguments { command: Command::Run(run) } = Arguments::parse();
-    let filter = EnvFilter::try_new(&run.log_level).context("--log-level")?;
+    let Arguments { command } = Arguments::parse();
+    let level = if let Command::Run(run) = &command { &run.log_level } else { "info" };
+    let filter = EnvFilter::try_new(level).context("--log-level")?;
     let colour = std::io::stderr().is_terminal();
     tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(colour).with_env_filter(filter).init();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("the runtime")?;
-    runtime.block_on(serve(run))
+    runtime.block_on(async {
+        match command {
+            Command::Run(run) => serve(run).await,
+            Command::Recover { state_dir, device_name } => recover(&state_dir, &device_name).await,
+        }
+    })
+}
+
+async fn recover(state_dir: &std::path::Path, device: &str) -> anyhow::Result<()> {
+    culvert_helper::service::recover(state_dir, device).await.with_context(|| {
+        format!("cannot recover with {} (stop the helper first, and run this as root)", state_dir.display())
+    })?;
+    eprintln!("Everything is put back as it was, and nothing is held back.");
+    Ok(())
 }
 
 async fn serve(run: Run) -> anyhow::Result<()> {
-    let settings =
-        Settings { fwmark: run.fwmark, device: run.device_name, resolver: PathBuf::from("/etc/resolv.conf") };
+    let options = Options { fwmark: run.fwmark, device: run.device_name, resolver: PathBuf::from("/etc/resolv.conf") };
     // Before anything is changed: the default of each is to end the process with all in force, and
     // SIGHUP comes from a terminal that is closed.
     let stop = stop().context("signals")?;
@@ -84,7 +108,7 @@ async fn serve(run: Run) -> anyhow::Result<()> {
     let socket = Socket::bind(&run.socket).with_context(|| {
         format!("cannot listen on {} (stop what listens there, or choose another with --socket)", run.socket.display())
     })?;
-    let service = Service::open(run.state_dir.clone(), settings).await.with_context(|| {
+    let service = Service::open(run.state_dir.clone(), options).await.with_context(|| {
         format!("cannot use {} (run as root, or choose another with --state-dir)", run.state_dir.display())
     })?;
     let (asked, requests) = mpsc::channel(CONNECTIONS);

@@ -5,13 +5,16 @@
 //! obtained (`enrol`).
 
 use std::fmt;
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use culvert_tunnel::identity::{Credential, DeviceId, IdentityError, Pin};
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+
+use crate::files::{self, replace, write_synced};
 
 /// More than a profile takes; written once before an invitation is spent, to see that there is room.
 const ROOM_BYTES: usize = 64 * 1024;
@@ -37,6 +40,18 @@ pub struct Profile {
     pub chain_pem: String,
     /// The device's private key, PKCS#8 PEM.
     pub key_pem: String,
+    /// What the gateway's tunnel carried last time; absent before the first session.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub carried: Option<Carried>,
+}
+
+/// What a gateway wants in its tunnel, and what it wants outside.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Carried {
+    /// The only destinations that go into the tunnel; empty for all.
+    pub only: Vec<IpNet>,
+    /// Destinations that stay outside.
+    pub excluded: Vec<IpNet>,
 }
 
 impl fmt::Debug for Profile {
@@ -135,6 +150,62 @@ impl Profiles {
         Ok(profile)
     }
 
+    /// Gives a profile another name. The identity is copied before it is removed, so a crash between the two leaves
+    /// it twice and not never.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::NotFound`] when there is none of that name, [`io::ErrorKind::InvalidInput`] for a name that
+    /// cannot be, [`io::ErrorKind::AlreadyExists`] for one that is taken.
+    pub fn rename(&self, name: &str, to: &str) -> io::Result<()> {
+        let mut profile = self.load(name)?;
+        if !is_name(to) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        if name == to {
+            return Ok(());
+        }
+        if self.file(to).exists() {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        let was_default = self.default_name()?.as_deref() == Some(name);
+        profile.name = to.to_owned();
+        self.write(&format!("{to}.json"), &serde_json::to_vec_pretty(&profile)?)?;
+        if was_default {
+            self.write("default", to.as_bytes())?;
+        }
+        files::remove(&self.file(name))
+    }
+
+    /// Forgets a profile, damaged or not. Its identity is gone then.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::NotFound`] when there is none of that name, else what the file system says.
+    pub fn remove(&self, name: &str) -> io::Result<()> {
+        if !is_name(name) || !self.file(name).exists() {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        files::remove(&self.file(name))
+    }
+
+    /// Makes a profile the default one.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::NotFound`] when there is none of that name, else what the file system says.
+    pub fn make_default(&self, name: &str) -> io::Result<()> {
+        if !is_name(name) || !self.file(name).exists() {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        self.write("default", name.as_bytes())
+    }
+
+    /// Notes what the gateway's tunnel carries.
+    ///
+    /// # Errors
+    /// What the file system says; the profile is as it was then.
+    pub fn note_carried(&self, profile: &Profile) -> io::Result<()> {
+        self.write(&format!("{}.json", profile.name), &serde_json::to_vec_pretty(profile)?)
+    }
+
     /// Sees whether a profile could be written now, before an invitation is spent on it.
     ///
     /// # Errors
@@ -167,20 +238,8 @@ impl Profiles {
     }
 
     fn write(&self, file: &str, bytes: &[u8]) -> io::Result<()> {
-        let temporary = self.dir.join(format!("{file}.new"));
-        let written = write_synced(&temporary, bytes).and_then(|()| fs::rename(&temporary, self.dir.join(file)));
-        if written.is_err() {
-            let _ = fs::remove_file(&temporary);
-        }
-        written?;
-        File::open(&self.dir)?.sync_all()
+        replace(&self.dir.join(file), bytes)
     }
-}
-
-fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
-    file.write_all(bytes)?;
-    file.sync_all()
 }
 
 /// A gateway's display name as a file's name.
@@ -248,6 +307,40 @@ mod tests {
     }
 
     #[test]
+    fn a_renamed_profile_keeps_its_identity_and_its_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let profiles = Profiles::open(dir.path()).unwrap();
+        let kept = profiles.keep(profile("Acme", &authority())).unwrap();
+        profiles.keep(profile("Home", &authority())).unwrap();
+        profiles.make_default("acme").unwrap();
+        profiles.rename("acme", "Work-2").unwrap();
+        assert_eq!(profiles.names().unwrap(), ["Work-2", "home"]);
+        assert_eq!(profiles.load("Work-2").unwrap().key_pem, kept.key_pem);
+        assert_eq!(profiles.default_name().unwrap().as_deref(), Some("Work-2"));
+        let refused = |name: &str, to: &str| profiles.rename(name, to).unwrap_err().kind();
+        assert_eq!(refused("Work-2", "home"), io::ErrorKind::AlreadyExists);
+        assert_eq!(refused("Work-2", "../x"), io::ErrorKind::InvalidInput);
+        assert_eq!(refused("nobody", "x"), io::ErrorKind::NotFound);
+        profiles.rename("home", "home").unwrap();
+        assert_eq!(profiles.names().unwrap(), ["Work-2", "home"]);
+    }
+
+    #[test]
+    fn without_its_default_profile_another_one_is_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let profiles = Profiles::open(dir.path()).unwrap();
+        for gateway in ["Acme", "Home"] {
+            profiles.keep(profile(gateway, &authority())).unwrap();
+        }
+        profiles.remove("home").unwrap();
+        assert_eq!(profiles.default_name().unwrap().as_deref(), Some("acme"));
+        fs::write(dir.path().join("profiles/acme.json"), "damaged").unwrap();
+        profiles.remove("acme").unwrap();
+        assert_eq!(profiles.default_name().unwrap(), None);
+        assert_eq!(profiles.remove("acme").unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
     fn a_name_cannot_leave_the_directory() {
         let dir = tempfile::tempdir().unwrap();
         let profiles = Profiles::open(dir.path()).unwrap();
@@ -278,6 +371,7 @@ mod tests {
             user: "anna".into(),
             chain_pem: credential.chain_pem(),
             key_pem: credential.key_pem().expose().into(),
+            carried: None,
         }
     }
 }

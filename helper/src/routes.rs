@@ -160,6 +160,11 @@ impl RouteGuard {
         imp::Routes::apply(plan, journal).await.map(Self)
     }
 
+    /// The interface's number.
+    pub fn index(&self) -> u32 {
+        self.0.index()
+    }
+
     /// Sets the interface's MTU, in bytes of one inner packet.
     ///
     /// # Errors

@@ -6,16 +6,18 @@
 //! | `status`, `watch` | the same | a snapshot; nothing is changed |
 //! | `enrol` | the same | one at a time, beside a live session |
 //! | `connect`, `disconnect` | the same | a wish for the supervisor; answered before it is fulfilled |
+//! | `profiles`, `rename_profile`, `remove_profile`, `default_profile` | the same | never the one in use |
+//! | `settings`, `set` | the same | what is chosen; in force before it is answered |
 
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use culvert_protocol::{
-    Certificate, Change, Dropped, Event, Gateway, Path as PathFacts, Problem, Request, SCHEMA, State, Status,
-    Timestamp, Traffic, code,
+    Blocking, Certificate, Change, Dropped, Event, Gateway, KillSwitch, Path as PathFacts, Problem, ProfileFacts,
+    Protection, Request, SCHEMA, Settings as Chosen, SettingsChange, State, Status, Timestamp, Traffic, code,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -23,13 +25,17 @@ use tokio::task::JoinSet;
 use crate::clock::{Slept, elapsed};
 use crate::dns;
 use crate::enrol::enrol;
+use crate::guard::{Block, Guard};
+use crate::install::Installed;
 use crate::journal::{Change as Made, Journal};
-use crate::profile::{Profile, Profiles};
+use crate::profile::{Carried, Profile, Profiles};
 use crate::routes;
-use crate::session::{Session, Settings};
+use crate::session::{Options, Session};
+use crate::settings::SettingsFile;
 use crate::socket::Asked;
-use crate::supervisor::{Input, Now, Supervisor};
+use crate::supervisor::{Action, Cause, Input, Now, Supervisor};
 use crate::underlay::{self, Watch};
+use crate::wish::{self, WishFile};
 
 /// An enrolment under way: who waits for it, and what came of it.
 type Enrolling = (oneshot::Sender<Event>, Result<Profile, Problem>);
@@ -38,9 +44,16 @@ type Enrolling = (oneshot::Sender<Event>, Result<Profile, Problem>);
 #[derive(Debug)]
 pub struct Service {
     profiles: Profiles,
-    settings: Settings,
+    options: Options,
+    settings: SettingsFile,
+    wish: WishFile,
     supervisor: Supervisor,
     session: Session,
+    guard: Guard,
+    /// Lockdown is lifted until the next wish to connect.
+    unblocked: bool,
+    /// Why the kill switch is not as it should be.
+    unguarded: Option<Problem>,
     /// Follows the network below the tunnel while a connection is wanted.
     underlay: Option<Watch>,
     slept: Slept,
@@ -54,22 +67,48 @@ impl Service {
     ///
     /// # Errors
     /// What the file system says.
-    pub async fn open(state_dir: PathBuf, settings: Settings) -> io::Result<Self> {
+    pub async fn open(state_dir: PathBuf, options: Options) -> io::Result<Self> {
         let profiles = Profiles::open(&state_dir)?;
         let mut journal = Journal::open(&state_dir)?;
+        let settings = SettingsFile::open(&state_dir);
+        let wish = WishFile::new(&state_dir, wish::boot());
+        let wanted = wish.profile().and_then(|name| profiles.load(&name).ok());
+        // What is to be held back is held back before anything else is put back as it was.
+        let block = match settings.now().kill_switch {
+            KillSwitch::Off => None,
+            KillSwitch::Auto if wanted.is_none() => None,
+            KillSwitch::Auto | KillSwitch::Lockdown => Some(block(&options, settings.now(), wanted.as_ref())),
+        };
+        let mut guard = Guard::new(&options.device);
+        let unguarded = guard.set(block).await.err().map(|error| error.problem());
+        if let Some(problem) = &unguarded {
+            tracing::error!(%problem, "the kill switch");
+        }
         clean_up(&mut journal).await;
         let default = profiles.default_name()?;
         let supervisor = Supervisor::new(default.is_some());
-        let (changes, _) =
-            watch::channel(Change { at: Timestamp::now_utc(), profile: default, state: supervisor.state() });
+        let state = told(supervisor.state(), guard.is_in_force());
+        let (changes, _) = watch::channel(Change { at: Timestamp::now_utc(), profile: default, state });
+        let mut session = Session::new(options.clone(), journal);
+        let mut inputs = VecDeque::new();
+        if let Some(profile) = wanted {
+            tracing::info!(profile = profile.name, "going on where an earlier run ended");
+            session.choose(profile);
+            inputs.push_back(Input::Connect);
+        }
         Ok(Self {
             profiles,
-            session: Session::new(settings.clone(), journal),
+            session,
+            options,
             settings,
+            wish,
             supervisor,
+            guard,
+            unblocked: false,
+            unguarded,
             underlay: None,
             slept: Slept::new(Instant::now(), elapsed()),
-            inputs: VecDeque::new(),
+            inputs,
             enrolling: JoinSet::new(),
             changes,
         })
@@ -83,6 +122,8 @@ impl Service {
     /// Serves until `stop` completes, then undoes everything.
     pub async fn run(mut self, mut asked: mpsc::Receiver<Asked>, stop: impl Future<Output = ()>) {
         let mut stop = std::pin::pin!(stop);
+        self.drive().await;
+        self.aim().await;
         loop {
             let due = self.supervisor.poll_timeout().map(tokio::time::Instant::from_std);
             tokio::select! {
@@ -122,7 +163,7 @@ impl Service {
             return;
         }
         if self.underlay.is_none() {
-            match Watch::open(self.settings.fwmark).await {
+            match Watch::open(self.options.fwmark).await {
                 Ok(watch) => self.underlay = Some(watch),
                 // Timers still find a dead link and try again.
                 Err(error) => return tracing::error!(%error, "the network below the tunnel cannot be watched"),
@@ -147,13 +188,30 @@ impl Service {
         let event = match asked.request {
             Request::Status | Request::Watch => Ok(Event::Status(Box::new(self.status().await))),
             Request::Connect { profile } => self.on_connect(profile.as_deref()),
-            Request::Disconnect => Ok(self.wish(Input::Disconnect)),
+            Request::Disconnect { unblock } => {
+                self.unblocked |= unblock;
+                self.note_wish(None);
+                Ok(self.wish(Input::Disconnect))
+            }
+            Request::Profiles => self.profile_facts(),
+            Request::RenameProfile { profile, to } => {
+                self.on_profile(&profile, |profiles| profiles.rename(&profile, &to))
+            }
+            Request::RemoveProfile { profile } => self.on_profile(&profile, |profiles| profiles.remove(&profile)),
+            Request::DefaultProfile { profile } => self
+                .profiles
+                .make_default(&profile)
+                .map_err(|error| self.no_profile(&profile, &error))
+                .and_then(|()| self.profile_facts()),
+            Request::Settings => Ok(Event::Settings(self.settings.now().clone())),
+            Request::Set(change) => self.on_set(&change).await,
             Request::Enrol { invitation, device_name } => match self.may_enrol() {
                 Ok(()) => {
-                    let fwmark = self.settings.fwmark;
+                    let fwmark = self.options.fwmark;
+                    let names = self.session.names();
                     let name = device_name.unwrap_or_else(host_name);
                     let answer = asked.answer;
-                    self.enrolling.spawn(async move { (answer, enrol(&invitation, &name, fwmark).await) });
+                    self.enrolling.spawn(async move { (answer, enrol(&invitation, &name, &names, fwmark).await) });
                     return;
                 }
                 Err(problem) => Err(problem),
@@ -166,8 +224,7 @@ impl Service {
     }
 
     fn on_connect(&mut self, wanted: Option<&str>) -> Result<Event, Problem> {
-        let disk = |error: io::Error| Problem::new(code::DISK).because(format!("The profiles cannot be read: {error}"));
-        let default = self.profiles.default_name().map_err(disk)?;
+        let default = self.profiles.default_name().map_err(|error| unreadable(&error))?;
         let active = self.session.profile().map(|profile| profile.name.clone());
         let resting =
             matches!(self.supervisor.state(), State::NotEnrolled | State::Disconnected | State::Failed { .. });
@@ -176,7 +233,21 @@ impl Service {
             (None, Some(active)) if !resting => active,
             (None, _) => default.ok_or_else(|| Problem::new(code::NOT_ENROLLED))?,
         };
-        let profile = self.profiles.load(&name).map_err(|error| match error.kind() {
+        let profile = self.profiles.load(&name).map_err(|error| self.no_profile(&name, &error))?;
+        let switch = !resting && self.session.profile().is_some_and(|active| active.name != profile.name);
+        if switch {
+            self.inputs.push_back(Input::Disconnect);
+        }
+        self.note_wish(Some(&profile.name));
+        self.unblocked = false;
+        self.session.choose(profile);
+        let event = self.wish(Input::Connect);
+        Ok(if switch { Event::Done { changed: true } } else { event })
+    }
+
+    /// Why a profile cannot be had.
+    fn no_profile(&self, name: &str, error: &io::Error) -> Problem {
+        match error.kind() {
             io::ErrorKind::NotFound => {
                 let known = self.profiles.names().unwrap_or_default();
                 if known.is_empty() {
@@ -185,15 +256,56 @@ impl Service {
                 let sentence = format!("There is no profile {name:?}");
                 Problem::new(code::NO_PROFILE).because(sentence).hint(format!("Known profiles: {}", known.join(", ")))
             }
-            _ => disk(error),
-        })?;
-        let switch = !resting && self.session.profile().is_some_and(|active| active.name != profile.name);
-        if switch {
-            self.inputs.push_back(Input::Disconnect);
+            io::ErrorKind::InvalidInput => Problem::new(code::PROFILE_NAME),
+            io::ErrorKind::AlreadyExists => Problem::new(code::PROFILE_NAME).because("A profile has this name already"),
+            _ => unreadable(error),
         }
-        self.session.choose(profile);
-        let event = self.wish(Input::Connect);
-        Ok(if switch { Event::Done { changed: true } } else { event })
+    }
+
+    /// Changes a profile that no session uses.
+    fn on_profile(&mut self, name: &str, change: impl FnOnce(&Profiles) -> io::Result<()>) -> Result<Event, Problem> {
+        let in_use = self.session.profile().is_some_and(|active| active.name == name);
+        if in_use && !self.supervisor.is_at_rest() {
+            return Err(Problem::new(code::PROFILE_IN_USE).because(format!("The profile {name:?} is in use")));
+        }
+        change(&self.profiles).map_err(|error| self.no_profile(name, &error))?;
+        if in_use {
+            self.session.forget();
+        }
+        if self.profiles.default_name().is_ok_and(|left| left.is_none()) {
+            self.inputs.push_back(Input::Forgotten);
+        }
+        self.profile_facts()
+    }
+
+    fn profile_facts(&self) -> Result<Event, Problem> {
+        let default = self.profiles.default_name().map_err(|error| unreadable(&error))?;
+        let names = self.profiles.names().map_err(|error| unreadable(&error))?;
+        let facts = |name: String| {
+            let is_default = default.as_ref() == Some(&name);
+            match self.profiles.load(&name) {
+                Ok(profile) => ProfileFacts {
+                    certificate_until: certificate_end(&profile),
+                    name,
+                    gateway: profile.gateway,
+                    endpoints: profile.endpoints,
+                    device: profile.device_name,
+                    user: profile.user,
+                    is_default,
+                },
+                // A damaged one is there, and can be removed.
+                Err(_) => ProfileFacts {
+                    name,
+                    gateway: String::new(),
+                    endpoints: vec![],
+                    device: String::new(),
+                    user: String::new(),
+                    certificate_until: None,
+                    is_default,
+                },
+            }
+        };
+        Ok(Event::Profiles { profiles: names.into_iter().map(facts).collect() })
     }
 
     /// Notes a wish; says whether it is news.
@@ -205,6 +317,49 @@ impl Service {
         };
         self.inputs.push_back(input);
         Event::Done { changed: !fulfilled }
+    }
+
+    /// A wish that is not on the disk is lost with this process only.
+    fn note_wish(&self, profile: Option<&str>) {
+        if let Err(error) = self.wish.note(profile) {
+            tracing::warn!(%error, "the wish cannot be saved, so a crash would end it");
+        }
+    }
+
+    async fn on_set(&mut self, change: &SettingsChange) -> Result<Event, Problem> {
+        let before = self.settings.now().clone();
+        let saved = self.settings.change(change).cloned();
+        let chosen = saved
+            .map_err(|error| Problem::new(code::DISK).because(format!("The settings could not be saved: {error}")))?;
+        self.unblocked &= before.kill_switch == chosen.kill_switch;
+        if let Err(problem) = self.hold().await {
+            let back = SettingsChange { kill_switch: Some(before.kill_switch), allow_lan: Some(before.allow_lan) };
+            if let Err(error) = self.settings.change(&back) {
+                tracing::error!(%error, "the settings could not be put back");
+            }
+            return Err(problem);
+        }
+        tracing::info!(kill_switch = %chosen.kill_switch, allow_lan = chosen.allow_lan, "settings");
+        self.publish();
+        Ok(Event::Settings(chosen))
+    }
+
+    /// Puts the kill switch in force, or lifts it, as it is to be now.
+    async fn hold(&mut self) -> Result<(), Problem> {
+        let chosen = self.settings.now();
+        let held = match chosen.kill_switch {
+            KillSwitch::Off => false,
+            KillSwitch::Auto => self.supervisor.holds(),
+            KillSwitch::Lockdown => !self.unblocked || self.supervisor.holds(),
+        };
+        let wanted = held.then(|| block(&self.options, chosen, self.session.profile()));
+        let done = self.guard.set(wanted).await.map_err(|error| error.problem());
+        self.unguarded = done.as_ref().err().cloned();
+        done
+    }
+
+    fn state(&self) -> State {
+        told(self.supervisor.state(), self.guard.is_in_force())
     }
 
     fn may_enrol(&self) -> Result<(), Problem> {
@@ -236,17 +391,42 @@ impl Service {
     async fn drive(&mut self) {
         while let Some(input) = self.inputs.pop_front() {
             let now = Now { mono: Instant::now(), utc: Timestamp::now_utc() };
-            for action in self.supervisor.handle(input, now, random()) {
+            let mut actions = self.supervisor.handle(input, now, random());
+            // Before anything that the block is for, and after everything that undoes its reason.
+            if let Err(problem) = self.hold().await {
+                tracing::error!(%problem, "the kill switch");
+                if actions.contains(&Action::Attempt) {
+                    actions.clear();
+                    self.inputs.push_front(Input::Lost(Cause { problem, verdict: true, not_before: None }));
+                }
+            }
+            for action in actions {
                 self.publish();
                 let input = self.session.perform(action).await;
                 self.inputs.extend(input);
             }
             self.publish();
+            self.note_carried().await;
+        }
+    }
+
+    /// Keeps what the gateway's tunnel carries for the next time that it has to be held back before it is up.
+    async fn note_carried(&mut self) {
+        if !self.session.note_carried() {
+            return;
+        }
+        if let Some(profile) = self.session.profile()
+            && let Err(error) = self.profiles.note_carried(profile)
+        {
+            tracing::warn!(%error, "the profile cannot be saved");
+        }
+        if let Err(problem) = self.hold().await {
+            tracing::error!(%problem, "the kill switch");
         }
     }
 
     fn publish(&self) {
-        let state = self.supervisor.state();
+        let state = self.state();
         self.changes.send_if_modified(|last| {
             if last.state == state {
                 return false;
@@ -280,12 +460,19 @@ impl Service {
         });
         Status {
             schema: SCHEMA,
-            state: self.supervisor.state(),
+            state: self.state(),
             profile: profile.map(|profile| profile.name.clone()),
             gateway,
             addresses: addresses.unwrap_or_default(),
             interface: facts.installed.map(|installed| installed.interface().to_owned()),
-            protection: facts.installed.map(crate::install::Installed::protection),
+            protection: facts
+                .installed
+                .map(|installed| Protection { kill_switch: self.guard.is_in_force(), ..installed.protection() }),
+            kill_switch: Some(Blocking {
+                mode: self.settings.now().kill_switch,
+                in_force: self.guard.is_in_force(),
+                allow_lan: self.settings.now().allow_lan,
+            }),
             path: facts.stats.as_ref().map(|stats| PathFacts {
                 rtt_ms: stats.rtt.as_secs_f64() * 1e3,
                 loss_percent: 100.0 * stats.quic_lost as f64 / stats.quic_sent.max(1) as f64,
@@ -309,7 +496,14 @@ impl Service {
                 }
             }),
             certificate,
-            notes: facts.installed.map(|installed| installed.notes().to_vec()).unwrap_or_default(),
+            notes: facts
+                .installed
+                .map_or(&[][..], Installed::notes)
+                .iter()
+                .cloned()
+                .chain(self.settings.damage().map(|why| Problem::new(code::SETTINGS).because(why).to_string()))
+                .chain(self.unguarded.as_ref().map(ToString::to_string))
+                .collect(),
             helper: env!("CARGO_PKG_VERSION").into(),
         }
     }
@@ -327,12 +521,54 @@ async fn changed(underlay: Option<&mut Watch>) -> underlay::Change {
     }
 }
 
+/// What the kill switch is to hold back for a profile; everything while nothing is known of it.
+fn block(options: &Options, chosen: &Chosen, profile: Option<&Profile>) -> Block {
+    let mut carried = profile.and_then(|profile| profile.carried.clone()).unwrap_or_default();
+    if chosen.kill_switch == KillSwitch::Lockdown {
+        carried = Carried { only: vec![], ..carried };
+    }
+    Block {
+        device: options.device.clone(),
+        fwmark: options.fwmark,
+        allow_lan: chosen.allow_lan,
+        only: carried.only,
+        excluded: carried.excluded,
+    }
+}
+
+/// The state as people are told it: one in which nothing gets out is no ordinary rest.
+fn told(state: State, blocked: bool) -> State {
+    match state {
+        State::Failed { problem } if blocked => State::Blocked { cause: problem },
+        State::NotEnrolled | State::Disconnected if blocked => State::Blocked { cause: Problem::new(code::LOCKDOWN) },
+        state => state,
+    }
+}
+
+/// Undoes what a helper that is gone left behind, and lifts its block, whatever the mode.
+///
+/// # Errors
+/// What the file system says, or that a helper is still there.
+pub async fn recover(state_dir: &Path, device: &str) -> io::Result<()> {
+    let mut journal = Journal::open(state_dir)?;
+    // The wish too: the next start would put all of it in force again.
+    WishFile::new(state_dir, wish::boot()).note(None)?;
+    clean_up(&mut journal).await;
+    let lifted = Guard::new(device).set(None).await;
+    lifted.map_err(|error| io::Error::other(format!("the block could not be lifted: {error}")))?;
+    match journal.in_force().len() {
+        0 => Ok(()),
+        left => Err(io::Error::other(format!("{left} changes could not be undone; see the messages above"))),
+    }
+}
+
 /// Undoes what a crashed helper left behind, newest first.
 async fn clean_up(journal: &mut Journal) {
     for (entry, change) in journal.in_force() {
         tracing::info!(?change, "undoing what an earlier run left behind");
         let undone = match &change {
-            Made::ResolverFile(file) => dns::undo_leftover(file).map_err(routes::RouteError::Journal),
+            Made::ResolverFile(file) => dns::undo_file(file).map_err(routes::RouteError::Journal),
+            Made::Resolvconf { record } => dns::undo_resolvconf(record).map_err(routes::RouteError::Journal),
             Made::PolicyRouting { .. } | Made::Sysctl { .. } => routes::undo_leftover(&change).await,
         };
         match undone.map(|()| journal.strike(entry)) {
@@ -346,12 +582,17 @@ async fn clean_up(journal: &mut Journal) {
 fn log(state: &State) {
     match state {
         State::Failed { problem } => tracing::warn!(code = %problem.code, %problem, "failed"),
+        State::Blocked { cause } => tracing::warn!(code = %cause.code, %cause, "blocked"),
         State::Reconnecting { cause, attempt, .. } => {
             tracing::info!(code = %cause.code, cause = cause.cause, attempt, "reconnecting");
         }
         State::Connecting { step } => tracing::debug!(?step, "connecting"),
         other => tracing::info!(state = other.word(), "state"),
     }
+}
+
+fn unreadable(error: &io::Error) -> Problem {
+    Problem::new(code::DISK).because(format!("The profiles cannot be read or written: {error}"))
 }
 
 fn certificate_end(profile: &Profile) -> Option<Timestamp> {

@@ -24,6 +24,7 @@ use crate::dial::{self, DIAL_NEXT_AFTER, HANDSHAKE_WITHIN, cause_of_down, cause_
 use crate::health::Counters;
 use crate::install::Installed;
 use crate::journal::Journal;
+use crate::names::Names;
 use crate::profile::Profile;
 use crate::supervisor::{Action, Cause, Input};
 
@@ -32,9 +33,12 @@ pub const WELCOME_WITHIN: Duration = Duration::from_secs(5);
 /// How long the shard may take to end.
 const STOP_WITHIN: Duration = Duration::from_secs(2);
 
+/// The tunnel interface's name, unless the helper is told another.
+pub const DEFAULT_DEVICE: &str = "culvert0";
+
 /// What does not change while the helper runs.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct Options {
     /// Marks the tunnel's own packets; also the number of our routing table.
     pub fwmark: u32,
     /// The tunnel interface's name.
@@ -83,7 +87,7 @@ enum Attempt {
 
 /// One user's wish, in force or on its way. An attempt may be under way beside a live link, which it replaces.
 pub struct Session {
-    settings: Settings,
+    options: Options,
     journal: Journal,
     profile: Option<Profile>,
     shard: Option<RunningShard<Tun>>,
@@ -120,9 +124,9 @@ pub struct Facts<'a> {
 
 impl Session {
     /// Nothing is changed yet; what a crashed helper left behind has been undone.
-    pub fn new(settings: Settings, journal: Journal) -> Self {
+    pub fn new(options: Options, journal: Journal) -> Self {
         Self {
-            settings,
+            options,
             journal,
             profile: None,
             shard: None,
@@ -142,6 +146,12 @@ impl Session {
         self.profile = Some(profile);
     }
 
+    /// Forgets the profile, which must not be in use.
+    pub fn forget(&mut self) {
+        self.known.clear();
+        self.profile = None;
+    }
+
     /// The gateway's addresses as far as they are known: the one in use, else those that the next attempt would
     /// try.
     pub fn towards(&self) -> Vec<IpAddr> {
@@ -154,6 +164,26 @@ impl Session {
     /// The profile in use.
     pub fn profile(&self) -> Option<&Profile> {
         self.profile.as_ref()
+    }
+
+    /// Notes in the profile what is in force; true when that is news.
+    pub fn note_carried(&mut self) -> bool {
+        let (Some(installed), Some(profile)) = (&self.installed, &mut self.profile) else { return false };
+        let carried = Some(installed.carried());
+        std::mem::replace(&mut profile.carried, carried.clone()) != carried
+    }
+
+    /// What is in force on this machine.
+    pub fn installed(&self) -> Option<&Installed> {
+        self.installed.as_ref()
+    }
+
+    /// The name servers of the network below the tunnel.
+    pub fn names(&self) -> Names {
+        match self.installed.as_ref().and_then(Installed::resolver_before) {
+            Some(text) => Names::of(&text, self.options.fwmark),
+            None => Names::of_file(&self.options.resolver, self.options.fwmark),
+        }
     }
 
     /// Waits for the next occurrence. Cancel-safe; never returns while nothing is under way.
@@ -247,7 +277,7 @@ impl Session {
         if self.shard.is_none() {
             return;
         }
-        match dial::open_socket(self.settings.fwmark) {
+        match dial::open_socket(self.options.fwmark) {
             Ok(socket) => self.send(Command::Rebind(socket)).await,
             Err(error) => tracing::warn!(%error, "no new socket for the new path; the old one stays"),
         }
@@ -258,7 +288,7 @@ impl Session {
     async fn begin(&mut self) -> Option<Input> {
         let Some(profile) = &self.profile else { return Some(verdict(Problem::new(code::NOT_ENROLLED))) };
         if self.shard.is_none() {
-            match dial::start_shard(self.settings.fwmark) {
+            match dial::start_shard(self.options.fwmark) {
                 Ok(shard) => self.shard = Some(shard),
                 Err(problem) => return Some(verdict(problem)),
             }
@@ -266,8 +296,8 @@ impl Session {
         if self.installed.is_some() && !self.known.is_empty() && !std::mem::take(&mut self.stale) {
             return self.dial(self.known.clone()).await;
         }
-        let endpoints = profile.endpoints.clone();
-        self.attempt = Attempt::Resolving(Box::pin(async move { dial::resolve(&endpoints).await }));
+        let (endpoints, names) = (profile.endpoints.clone(), self.names());
+        self.attempt = Attempt::Resolving(Box::pin(async move { dial::resolve(&endpoints, &names).await }));
         None
     }
 
@@ -493,11 +523,11 @@ impl Session {
 
     /// Sets the machine up for a welcome; keeps what is already right.
     async fn install(&mut self, welcome: &Welcome) -> Result<(), Problem> {
-        if self.installed.as_ref().is_some_and(|installed| installed.fits(&self.settings, welcome)) {
+        if self.installed.as_ref().is_some_and(|installed| installed.fits(&self.options, welcome)) {
             return Ok(());
         }
         self.uninstall().await;
-        let (installed, device) = Installed::new(&self.settings, welcome, &mut self.journal).await?;
+        let (installed, device) = Installed::new(&self.options, welcome, &mut self.journal).await?;
         self.installed = Some(installed);
         self.send(Command::Attach(device)).await;
         Ok(())

@@ -45,6 +45,8 @@ pub enum Input {
     Disconnect,
     /// An identity exists now.
     Enrolled,
+    /// The last identity is gone.
+    Forgotten,
     /// The attempt under way has come this far.
     Reached(Step),
     /// The gateway said welcome and this machine is set up for it.
@@ -107,7 +109,11 @@ pub enum Action {
 enum Phase {
     NotEnrolled,
     Disconnected,
-    Failed(Problem),
+    Failed {
+        problem: Problem,
+        /// A connection was wanted and could not be had: what the kill switch holds back stays held back.
+        held: bool,
+    },
     /// An attempt is under way.
     Trying {
         step: Step,
@@ -162,7 +168,7 @@ impl Supervisor {
         match (&self.phase, &self.cause) {
             (Phase::NotEnrolled, _) => State::NotEnrolled,
             (Phase::Disconnected, _) => State::Disconnected,
-            (Phase::Failed(problem), _) => State::Failed { problem: problem.clone() },
+            (Phase::Failed { problem, .. }, _) => State::Failed { problem: problem.clone() },
             (Phase::Undoing { .. }, _) => State::Disconnecting,
             _ if self.offline => State::Offline,
             (Phase::Up { roam: Some(roam), .. }, _) if let Some(cause) = roam.doubt() => {
@@ -184,7 +190,21 @@ impl Supervisor {
 
     /// True while no connection is wanted, or none can be had until a person acts.
     pub fn is_at_rest(&self) -> bool {
-        matches!(self.phase, Phase::NotEnrolled | Phase::Disconnected | Phase::Failed(_) | Phase::Undoing { .. })
+        matches!(self.phase, Phase::NotEnrolled | Phase::Disconnected | Phase::Failed { .. } | Phase::Undoing { .. })
+    }
+
+    /// True while nothing may leave beside the tunnel under the kill switch's mode auto: from the wish to connect
+    /// until the wish to disconnect, except after the administrator has removed this device.
+    pub fn holds(&self) -> bool {
+        match &self.phase {
+            Phase::NotEnrolled | Phase::Disconnected => false,
+            Phase::Failed { held, .. } => *held,
+            Phase::Trying { .. }
+            | Phase::Probing { .. }
+            | Phase::Waiting { .. }
+            | Phase::Up { .. }
+            | Phase::Undoing { .. } => true,
+        }
     }
 
     /// When to give [`Input::Timeout`] next; `None` while only something else can change the state.
@@ -197,7 +217,7 @@ impl Supervisor {
                 let tests = roam.as_ref().map(Roam::poll_timeout);
                 Some(tests.map_or(health.poll_timeout(), |due| due.min(health.poll_timeout())))
             }
-            Phase::NotEnrolled | Phase::Disconnected | Phase::Failed(_) | Phase::Undoing { .. } => None,
+            Phase::NotEnrolled | Phase::Disconnected | Phase::Failed { .. } | Phase::Undoing { .. } => None,
         }
     }
 
@@ -207,8 +227,14 @@ impl Supervisor {
             Input::Connect => self.on_connect(now),
             Input::Disconnect => self.on_disconnect(),
             Input::Enrolled => {
-                if matches!(self.phase, Phase::NotEnrolled | Phase::Failed(_)) {
+                if matches!(self.phase, Phase::NotEnrolled | Phase::Failed { .. }) {
                     self.phase = Phase::Disconnected;
+                }
+                vec![]
+            }
+            Input::Forgotten => {
+                if matches!(self.phase, Phase::Disconnected | Phase::Failed { .. }) {
+                    self.phase = Phase::NotEnrolled;
                 }
                 vec![]
             }
@@ -248,7 +274,7 @@ impl Supervisor {
 
     fn on_connect(&mut self, now: Now) -> Vec<Action> {
         match &mut self.phase {
-            Phase::Disconnected | Phase::Failed(_) | Phase::Waiting { .. } => {
+            Phase::Disconnected | Phase::Failed { .. } | Phase::Waiting { .. } => {
                 (self.cause, self.attempts) = (None, 0);
                 self.attempt(now)
             }
@@ -268,7 +294,7 @@ impl Supervisor {
     fn on_disconnect(&mut self) -> Vec<Action> {
         match &mut self.phase {
             Phase::NotEnrolled | Phase::Disconnected => vec![],
-            Phase::Failed(_) => {
+            Phase::Failed { .. } => {
                 self.phase = Phase::Disconnected;
                 vec![]
             }
@@ -330,7 +356,7 @@ impl Supervisor {
                 let attempt = self.attempt(now);
                 [Action::Abandon, Action::Rebind].into_iter().chain(attempt).collect()
             }
-            Phase::NotEnrolled | Phase::Disconnected | Phase::Failed(_) | Phase::Undoing { .. } => vec![],
+            Phase::NotEnrolled | Phase::Disconnected | Phase::Failed { .. } | Phase::Undoing { .. } => vec![],
         }
     }
 
@@ -379,8 +405,7 @@ impl Supervisor {
         let wait = backoff(self.attempts, random).saturating_sub(took).max(backoff(0, random)).max(pause);
         self.cause = Some(cause.problem);
         self.attempts = self.attempts.saturating_add(1);
-        self.phase =
-            Phase::Waiting { until: now.mono + wait, until_utc: now.utc + wait, earliest: now.mono + pause };
+        self.phase = Phase::Waiting { until: now.mono + wait, until_utc: now.utc + wait, earliest: now.mono + pause };
         vec![Action::Abandon]
     }
 
@@ -392,8 +417,11 @@ impl Supervisor {
             (self.cause, self.attempts) = (None, 0);
             return self.attempt(now);
         }
+        let failed = failed.take();
+        // Nobody waits for a device that was removed to connect again.
+        let held = failed.as_ref().is_some_and(|problem| problem.code != code::REVOKED);
         // What is left behind on the machine matters more than why it was to be undone.
-        self.phase = left.or(failed.take()).map_or(Phase::Disconnected, Phase::Failed);
+        self.phase = left.or(failed).map_or(Phase::Disconnected, |problem| Phase::Failed { problem, held });
         vec![]
     }
 
@@ -552,6 +580,40 @@ mod tests {
         it.give(Input::Lost(Cause { problem: Problem::new(code::WAIT), verdict: false, not_before: Some(pause) }));
         it.expire();
         assert_eq!(it.elapsed(), pause);
+    }
+
+    #[test]
+    fn traffic_is_held_back_from_the_wish_to_connect_to_the_wish_to_disconnect() {
+        let mut it = Bench::new();
+        assert!(!it.supervisor.holds());
+        for input in [Input::Connect, Input::Ready, Input::Echo, network_cause(), Input::PathGone] {
+            it.give(input);
+            assert!(it.supervisor.holds(), "{:?}", it.state());
+        }
+        it.give(Input::Disconnect);
+        assert!(it.supervisor.holds(), "the tunnel is still being undone");
+        it.give(Input::Undone(None));
+        assert!(!it.supervisor.holds());
+    }
+
+    #[test]
+    fn a_failure_holds_traffic_back_unless_the_device_was_removed() {
+        for (code, held) in [(code::WRONG_SERVER, true), (code::EXPIRED, true), (code::REVOKED, false)] {
+            let mut it = Bench::connected();
+            it.give(Input::Lost(Cause { problem: Problem::new(code), verdict: true, not_before: None }));
+            it.give(Input::Undone(None));
+            assert_eq!((it.state().word(), it.supervisor.holds()), ("failed", held), "{code}");
+            it.give(Input::Disconnect);
+            assert!(!it.supervisor.holds());
+        }
+    }
+
+    #[test]
+    fn what_a_disconnect_could_not_undo_holds_nothing_back() {
+        let mut it = Bench::connected();
+        it.give(Input::Disconnect);
+        it.give(Input::Undone(Some(Problem::new(code::SYSTEM))));
+        assert_eq!((it.state().word(), it.supervisor.holds()), ("failed", false));
     }
 
     #[test]
@@ -756,6 +818,7 @@ mod tests {
                 it.give(Input::Undone(None));
             }
             prop_assert_eq!(it.state(), State::Disconnected);
+            prop_assert!(!it.supervisor.holds(), "a block outlives the wish");
             prop_assert_eq!(it.supervisor.poll_timeout(), None);
         }
 

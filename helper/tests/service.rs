@@ -29,7 +29,7 @@ async fn a_fresh_helper_says_that_it_is_not_set_up_and_what_to_do() {
     assert_eq!(refused, code::NOT_ENROLLED);
     let refused = refusal(client.request(Request::Connect { profile: Some("../../etc/shadow".into()) }).await);
     assert_eq!(refused, code::NOT_ENROLLED);
-    let done = client.request(Request::Disconnect).await.unwrap();
+    let done = client.request(Request::Disconnect { unblock: false }).await.unwrap();
     assert_eq!(done, Event::Done { changed: false });
     assert!(matches!(client.request(Request::Version).await.unwrap(), Event::Version { version: 1, .. }));
 }
@@ -66,9 +66,9 @@ async fn a_gateway_that_does_not_answer_is_named_and_disconnect_ends_the_attempt
     };
     assert_eq!(cause.code, code::NO_ANSWER);
     assert!(cause.cause.contains(&endpoint), "{cause}");
-    assert_eq!(other.request(Request::Disconnect).await.unwrap(), Event::Done { changed: true });
+    assert_eq!(other.request(Request::Disconnect { unblock: false }).await.unwrap(), Event::Done { changed: true });
     while next_state(&mut client).await != State::Disconnected {}
-    assert_eq!(other.request(Request::Disconnect).await.unwrap(), Event::Done { changed: false });
+    assert_eq!(other.request(Request::Disconnect { unblock: false }).await.unwrap(), Event::Done { changed: false });
 }
 
 #[tokio::test]
@@ -227,6 +227,8 @@ impl Helper {
         for profile in profiles {
             Profiles::open(&dir.path().join("state")).unwrap().keep(profile.clone()).unwrap();
         }
+        // These tests have no network of their own to cut off.
+        std::fs::write(dir.path().join("state/settings.json"), r#"{"kill_switch": "off"}"#).unwrap();
         let child = ready(Self::command_in(dir.path()));
         Self { dir, socket, child }
     }
@@ -354,5 +356,6 @@ fn profile(gateway: &str, endpoint: &str) -> Profile {
         user: "anna".into(),
         chain_pem: credential.chain_pem(),
         key_pem: credential.key_pem().expose().into(),
+        carried: None,
     }
 }

@@ -46,7 +46,7 @@ fn connected_means_that_packets_cross_and_disconnected_that_nothing_is_left() {
             ["100.77.0.2".parse::<std::net::IpAddr>().unwrap(), "fd00:77::2".parse().unwrap()]
         );
         let protection = status.protection.unwrap();
-        assert!(protection.ipv4 && protection.ipv6 && protection.dns && !protection.kill_switch);
+        assert!(protection.ipv4 && protection.ipv6 && protection.dns && protection.kill_switch);
         assert_eq!(status.gateway.unwrap().remote, Some("192.0.2.1:4433".parse().unwrap()));
         for target in ["100.77.0.1", "fd00:77::1"] {
             let ping = bench.run(&["ping", "-n", "-c", "3", "-i", "0.2", "-W", "2", target]);
@@ -59,7 +59,7 @@ fn connected_means_that_packets_cross_and_disconnected_that_nothing_is_left() {
         assert!(traffic.sent_packets >= 6 && traffic.received_packets >= 6, "{traffic:?}");
         assert!(status.path.unwrap().rtt_ms > 0.0);
 
-        client.request(Request::Disconnect).await.unwrap();
+        client.request(Request::Disconnect { unblock: false }).await.unwrap();
         bench.reaches(&mut client, "disconnected").await;
         assert_eq!(bench.machine(), before);
         assert_eq!(fs::metadata(bench.dir.path().join("state/journal")).unwrap().len(), 0);
@@ -87,7 +87,7 @@ fn a_gateway_that_comes_back_is_found_again_and_traffic_is_held_meanwhile() {
         let same = bench.read(&["cat", "/proc/self/net/dev_snmp6/culvert0"]);
         assert_eq!(same.lines().next(), interface.lines().next(), "the interface was kept");
         assert!(bench.run(&["ping", "-n", "-c", "1", "-W", "2", "100.77.0.1"]).status.success());
-        client.request(Request::Disconnect).await.unwrap();
+        client.request(Request::Disconnect { unblock: false }).await.unwrap();
         bench.reaches(&mut client, "disconnected").await;
         assert_eq!(bench.machine(), before);
     });
@@ -161,13 +161,13 @@ fn a_server_with_another_authority_learns_nothing_and_is_refused() {
         let _gateway = bench.gateway(Answer::Welcome);
         let mut client = bench.client().await;
         client.request(Request::Connect { profile: None }).await.unwrap();
-        let status = bench.reaches(&mut client, "failed").await;
-        assert!(matches!(status.state, State::Failed { problem } if problem.code == code::WRONG_SERVER));
+        let status = bench.reaches(&mut client, "blocked").await;
+        assert!(matches!(status.state, State::Blocked { cause } if cause.code == code::WRONG_SERVER));
     });
 }
 
 #[test]
-fn a_helper_killed_while_connected_is_cleaned_up_after_by_the_next() {
+fn a_helper_killed_while_connected_is_followed_by_one_that_goes_on() {
     in_namespaces(async |bench| {
         let before = bench.machine();
         let _gateway = bench.gateway(Answer::Welcome);
@@ -176,10 +176,36 @@ fn a_helper_killed_while_connected_is_cleaned_up_after_by_the_next() {
         bench.reaches(&mut client, "connected").await;
         bench.helper.kill().unwrap();
         bench.helper.wait().unwrap();
-        assert_ne!(bench.machine(), before, "kill -9 leaves rules and resolver behind");
+        assert!(bench.machine().contains("table inet culvert"), "the block stays");
         bench.start_helper();
-        bench.client().await;
+        let mut client = bench.client().await;
+        bench.reaches(&mut client, "connected").await;
+        client.request(Request::Disconnect { unblock: false }).await.unwrap();
+        bench.reaches(&mut client, "disconnected").await;
         assert_eq!(bench.machine(), before);
+    });
+}
+
+#[test]
+fn what_a_killed_helper_left_can_be_undone_without_another() {
+    in_namespaces(async |bench| {
+        let before = bench.machine();
+        let _gateway = bench.gateway(Answer::Welcome);
+        let mut client = bench.client().await;
+        client.request(Request::Connect { profile: None }).await.unwrap();
+        bench.reaches(&mut client, "connected").await;
+        let recover = [env!("CARGO_BIN_EXE_culvert-helper"), "recover", "--state-dir", &bench.state()];
+        let refused = bench.run(&recover);
+        assert!(!refused.status.success(), "a helper is there");
+        assert!(String::from_utf8_lossy(&refused.stderr).contains("stop the helper first"), "{refused:?}");
+        bench.helper.kill().unwrap();
+        bench.helper.wait().unwrap();
+        assert_ne!(bench.machine(), before, "kill -9 leaves rules, resolver and block behind");
+        bench.read(&recover);
+        assert_eq!(bench.machine(), before);
+        bench.start_helper();
+        let mut client = bench.client().await;
+        assert_eq!(bench.status(&mut client).await.state, State::Disconnected, "nothing is wanted any more");
     });
 }
 
@@ -209,7 +235,7 @@ fn a_resolver_that_cannot_be_put_back_is_told_and_put_back_by_the_next_start() {
         client.request(Request::Connect { profile: None }).await.unwrap();
         bench.reaches(&mut client, "connected").await;
         bench.read(&["mount", "-o", "remount,bind,ro", "/etc/resolv.conf"]);
-        client.request(Request::Disconnect).await.unwrap();
+        client.request(Request::Disconnect { unblock: false }).await.unwrap();
         let status = bench.reaches(&mut client, "failed").await;
         let State::Failed { problem } = status.state else { panic!() };
         assert_eq!(problem.code, code::SYSTEM);
@@ -232,10 +258,12 @@ fn a_clash_with_the_lan_is_refused_by_name_and_nothing_is_left() {
         let _gateway = bench.gateway(Answer::Welcome);
         let mut client = bench.client().await;
         client.request(Request::Connect { profile: None }).await.unwrap();
-        let status = bench.reaches(&mut client, "failed").await;
-        let State::Failed { problem } = status.state else { panic!() };
+        let status = bench.reaches(&mut client, "blocked").await;
+        let State::Blocked { cause: problem } = status.state else { panic!() };
         assert_eq!(problem.code, code::OVERLAP);
         assert!(problem.cause.contains("100.77.9.0/24 on lan0"), "{problem}");
+        client.request(Request::Disconnect { unblock: false }).await.unwrap();
+        bench.reaches(&mut client, "disconnected").await;
         assert_eq!(bench.machine(), before);
     });
 }
@@ -447,13 +475,17 @@ impl Bench {
         String::from_utf8(output.stdout).unwrap()
     }
 
+    fn state(&self) -> String {
+        self.dir.path().join("state").display().to_string()
+    }
+
     fn resolver(&self) -> String {
         self.read(&["cat", "/etc/resolv.conf"])
     }
 
     /// Everything that a VPN may change and must put back.
     fn machine(&self) -> String {
-        let commands: [&[&str]; 7] = [
+        let commands: [&[&str]; 8] = [
             &["ip", "route"],
             &["ip", "-6", "route"],
             &["ip", "route", "show", "table", "all"],
@@ -461,6 +493,7 @@ impl Bench {
             &["ip", "rule"],
             &["ip", "-6", "rule"],
             &["cat", "/etc/resolv.conf"],
+            &["nft", "list", "ruleset"],
         ];
         commands.map(|words| self.read(words)).join("\n--\n")
     }
@@ -572,6 +605,7 @@ fn profile(authority: &Authority) -> Profile {
         user: "anna".into(),
         chain_pem: credential.chain_pem(),
         key_pem: credential.key_pem().expose().into(),
+        carried: None,
     }
 }
 

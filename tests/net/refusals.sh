@@ -221,6 +221,7 @@ helper_start
 run culvert connect
 refused "no CAP_NET_ADMIN" E407 "$CODE" "CAP_NET_ADMIN.*[Rr]un it as root"
 check "no CAP_NET_ADMIN: refused" yes "$([ $CODE -ne 0 ] && echo yes)"
+run culvert disconnect
 net_stop "$HELPER_PID"
 helper_wrapper=()
 helper_start
@@ -237,7 +238,9 @@ edit() { jq "$@" "$NET_DIR/right.json" >"$profile"; }
 session() {
   run culvert connect
   refused "$1" "$2" 5 "$4"
-  match "$1: the word" "^($3)$" "$(status .word)"
+  match "$1: blocked, with the word" "^blocked ($3)$" "$(status '"\(.state) \(.cause.word)"')"
+  match "$1: says how to lift the block" "culvert disconnect" "$ERR"
+  run culvert disconnect
   check "$1: the client is as before" none "$(changes "$NET_DIR/client-before.txt" client_state)"
 }
 # A certificate for the profile's key, as OpenSSL makes it: issue CA DAYS-FROM DAYS-TO.

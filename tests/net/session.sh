@@ -129,8 +129,10 @@ run culvert status
 check "without a helper: exit code" 4 $CODE
 match "without a helper: says what to do" '^error: .*hint: .*\[E401\]$' "$ERR"
 helper_start
-check "the next helper undoes what a killed one left" none "$(changes "$NET_DIR/client-before.txt" client_state)"
-check "and is not connected" disconnected "$(status .state)"
+net_wait 15 "the next helper's connection" is_state connected
+check "the next helper goes on where a killed one was" connected "$(status .state)"
+run culvert disconnect
+check "and then undoes what both left" none "$(changes "$NET_DIR/client-before.txt" client_state)"
 run culvert connect --wait=15s
 check "and connects: exit code" 0 $CODE
 check "with the same addresses" "$addresses" "$(status '.addresses | join(" ")')"

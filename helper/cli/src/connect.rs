@@ -10,6 +10,10 @@ use tokio::time::timeout;
 use crate::failure::Failure;
 use crate::{Connect, ask, ask_status, dial, output, show};
 
+/// What lifts a block that no helper is there to lift.
+const RECOVER: &str =
+    "Lift it without the helper: sudo culvert-helper recover (or: sudo nft delete table inet culvert)";
+
 pub(crate) async fn connect(socket: &Path, arguments: Connect) -> Result<ExitCode, Failure> {
     let mut client = dial(socket).await?;
     let changed = wish(&mut client, Request::Connect { profile: arguments.profile }).await?;
@@ -39,25 +43,34 @@ pub(crate) async fn connect(socket: &Path, arguments: Connect) -> Result<ExitCod
     Ok(ExitCode::SUCCESS)
 }
 
-pub(crate) async fn disconnect(socket: &Path, patience: Duration) -> Result<ExitCode, Failure> {
-    let mut client = dial(socket).await?;
-    let changed = wish(&mut client, Request::Disconnect).await?;
+pub(crate) async fn disconnect(socket: &Path, unblock: bool, patience: Duration) -> Result<ExitCode, Failure> {
+    let mut client = match dial(socket).await {
+        Err(Failure::Problem(problem)) if unblock && problem.code == code::HELPER => {
+            return Err(problem.hint(RECOVER).into());
+        }
+        client => client?,
+    };
+    let changed = wish(&mut client, Request::Disconnect { unblock }).await?;
     let status = ask_status(&mut client, Request::Watch).await?;
     client.forget_events();
     let undone = async {
         let mut state = status.state;
         loop {
             match state {
-                State::Disconnected | State::NotEnrolled => return Ok::<(), Failure>(()),
+                State::Disconnected | State::NotEnrolled => return Ok::<bool, Failure>(false),
+                State::Blocked { cause } if cause.code == code::LOCKDOWN => return Ok(true),
                 State::Failed { problem } => return Err(problem.into()), // something could not be undone
                 _ => state = next_state(&mut client).await?,
             }
         }
     };
-    timeout(patience, undone).await.map_err(|_| {
+    let locked = timeout(patience, undone).await.map_err(|_| {
         Problem::new(code::SYSTEM).because("The helper is still undoing its changes").hint("See culvert status")
     })??;
     output::message(if changed { "Disconnected" } else { "Already disconnected" });
+    if locked {
+        output::message(&Problem::new(code::LOCKDOWN).to_string());
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -89,7 +102,13 @@ impl Wait {
             match state {
                 State::Connected { .. } => return Ok(()),
                 State::Failed { problem } => return Err(problem.into()),
-                State::Reconnecting { cause, .. } | State::Blocked { cause } => self.heard(cause)?,
+                State::Blocked { cause } => {
+                    output::message(
+                        "Nothing leaves beside the tunnel until you connect, or lift it: culvert disconnect",
+                    );
+                    return Err(cause.into());
+                }
+                State::Reconnecting { cause, .. } => self.heard(cause)?,
                 State::Offline => self.heard(Problem::new(code::NO_NETWORK))?,
                 State::PortalSignIn => self.heard(Problem::new(code::PORTAL))?,
                 State::Disconnected => {

@@ -7,6 +7,8 @@ use culvert_protocol::{ClientError, Code, Event, Problem, code};
 
 /// `status --check`: not connected.
 pub(crate) const NOT_CONNECTED: u8 = 3;
+/// As clap has it.
+const USAGE: u8 = 2;
 /// Ctrl-C.
 pub(crate) const INTERRUPTED: u8 = 130;
 
@@ -15,6 +17,8 @@ pub(crate) const INTERRUPTED: u8 = 130;
 pub(crate) enum Failure {
     /// In the catalogue's terms.
     Problem(Problem),
+    /// The command line asks for something that cannot be.
+    Usage(String),
     /// stdout cannot be written.
     Output(io::Error),
 }
@@ -33,6 +37,7 @@ impl Failure {
     pub(crate) fn cause(&self) -> String {
         match self {
             Self::Problem(problem) => problem.cause.clone(),
+            Self::Usage(sentence) => sentence.clone(),
             Self::Output(error) => error.to_string(),
         }
     }
@@ -44,6 +49,10 @@ impl Failure {
             Self::Output(error) => {
                 crate::output::message(&format!("error: stdout cannot be written: {error}"));
                 ExitCode::FAILURE
+            }
+            Self::Usage(sentence) => {
+                crate::output::message(&format!("error: {sentence}"));
+                ExitCode::from(USAGE)
             }
             Self::Problem(problem) => {
                 crate::output::message(&format!("error: {problem}"));

@@ -7,13 +7,15 @@ mod connect;
 mod enrol;
 mod failure;
 mod output;
+mod profiles;
+mod settings;
 mod show;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use culvert_protocol::{Client, DEFAULT_SOCKET, Event, Request, SCHEMA, Status, VERSION};
 use failure::Failure;
 use time::OffsetDateTime;
@@ -57,6 +59,9 @@ enum Command {
     /// Disconnect, and undo every change to this machine.
     #[command(after_help = EXIT_CODES)]
     Disconnect {
+        /// Lift the kill switch in any mode, until the next connect.
+        #[arg(long)]
+        unblock: bool,
         /// How long to wait until everything is undone.
         #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
         timeout: Duration,
@@ -77,6 +82,30 @@ enum Command {
         /// One JSON object a line: first a full snapshot, then changes.
         #[arg(long)]
         json: bool,
+    },
+    /// Show and change the gateways that this machine is enrolled with.
+    #[command(after_help = EXIT_CODES)]
+    Profiles {
+        #[command(subcommand)]
+        command: Option<profiles::Command>,
+    },
+    /// Show what is chosen, and change it.
+    #[command(after_help = EXIT_CODES)]
+    Settings {
+        #[command(subcommand)]
+        command: settings::Command,
+    },
+    /// Print completions for a shell; packages install them.
+    #[command(after_help = EXIT_CODES)]
+    Completions {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+    /// Write the man pages into a folder; packages install them.
+    #[command(hide = true)]
+    Man {
+        /// The folder, which exists.
+        dir: PathBuf,
     },
     /// Show the versions of this program and of the helper.
     #[command(after_help = EXIT_CODES)]
@@ -133,9 +162,13 @@ async fn run(Arguments { socket, command }: Arguments) -> Result<ExitCode, Failu
     match command {
         Command::Enrol(arguments) => enrol::enrol(&socket, arguments).await,
         Command::Connect(arguments) => connect::connect(&socket, arguments).await,
-        Command::Disconnect { timeout } => connect::disconnect(&socket, timeout).await,
+        Command::Disconnect { unblock, timeout } => connect::disconnect(&socket, unblock, timeout).await,
+        Command::Profiles { command } => profiles::profiles(&socket, command).await,
+        Command::Settings { command } => settings::settings(&socket, command).await,
         Command::Status { check, json } => status(&socket, check, json).await,
         Command::Watch { json } => watch(&socket, json).await,
+        Command::Completions { shell } => Ok(completions(shell)?),
+        Command::Man { dir } => man(&dir),
         Command::Version { json } => version(&socket, json).await,
     }
 }
@@ -198,6 +231,19 @@ async fn watch(socket: &std::path::Path, json: bool) -> Result<ExitCode, Failure
     }
 }
 
+fn completions(shell: clap_complete::Shell) -> std::io::Result<ExitCode> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Arguments::command(), "culvert", &mut script);
+    output::text(&String::from_utf8_lossy(&script))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn man(dir: &std::path::Path) -> Result<ExitCode, Failure> {
+    clap_mangen::generate_to(Arguments::command(), dir)
+        .map_err(|error| Failure::Usage(format!("the man pages cannot be written to {}: {error}", dir.display())))?;
+    Ok(ExitCode::SUCCESS)
+}
+
 async fn version(socket: &std::path::Path, json: bool) -> Result<ExitCode, Failure> {
     let client = env!("CARGO_PKG_VERSION");
     // Which version this program has can be told without a helper too.
@@ -227,7 +273,6 @@ fn duration(text: &str) -> Result<Duration, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_sound() {

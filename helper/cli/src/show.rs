@@ -1,7 +1,7 @@
 //! What people read. Sentence case, checkable words, stable order (product.md sections 5.3, 6.2).
 //! Pure, except for the local time zone.
 
-use culvert_protocol::{Protection, State, Status, Timestamp};
+use culvert_protocol::{Blocking, Protection, State, Status, Timestamp};
 use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
 use time::{OffsetDateTime, UtcOffset};
@@ -44,7 +44,7 @@ pub(crate) fn status(status: &Status, now: Timestamp) -> String {
     let mut first = headline(&status.state, name);
     if matches!(status.state, State::Reconnecting { .. }) {
         // Routes stay while a session is looked for again; before the first one there are none.
-        first.push_str(if status.protection.is_some() {
+        first.push_str(if status.protection.is_some() || status.kill_switch.is_some_and(|it| it.in_force) {
             " traffic is held back"
         } else {
             " traffic goes past the tunnel"
@@ -74,8 +74,13 @@ pub(crate) fn status(status: &Status, now: Timestamp) -> String {
         let addresses: Vec<String> = status.addresses.iter().map(ToString::to_string).collect();
         row("Address", addresses.join(", "));
     }
-    if let Some(protection) = &status.protection {
-        row("Protected", protected(protection));
+    match (&status.protection, status.kill_switch) {
+        (Some(protection), _) => row("Protected", protected(protection)),
+        (None, Some(Blocking { in_force: true, allow_lan, .. })) => {
+            let what = if allow_lan { "local networks only" } else { "nothing" };
+            row("Reachable", format!("{what}; kill switch on"));
+        }
+        _ => {}
     }
     if let Some(path) = &status.path {
         let quality = format!("RTT {:.0} ms, loss {:.1} %, MTU {}", path.rtt_ms, path.loss_percent, path.mtu_bytes);
@@ -160,7 +165,7 @@ fn format(at: OffsetDateTime, form: &[BorrowedFormatItem<'_>]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use culvert_protocol::{Certificate, Dropped, Gateway, Path, Problem, SCHEMA, Traffic, code};
+    use culvert_protocol::{Certificate, Dropped, Gateway, KillSwitch, Path, Problem, SCHEMA, Traffic, code};
     use time::macros::datetime;
 
     #[test]
@@ -176,7 +181,7 @@ mod tests {
              \x20   Gateway:     vpn.acme.org (203.0.113.7:443, UDP)\n\
              \x20   Since:       {since_when} (1 h 12 min)\n\
              \x20   Address:     100.77.3.9, fd4e:9a1c::9\n\
-             \x20   Protected:   IPv4, IPv6, DNS; kill switch off\n\
+             \x20   Protected:   IPv4, IPv6, DNS; kill switch on\n\
              \x20   Quality:     RTT 23 ms, loss 0.0 %, MTU 1380\n\
              \x20   Traffic:     1.2 GB down, 96 MB up\n\
              \x20   Dropped:     2 too big (up), 1 unjoined (down)\n\
@@ -192,6 +197,16 @@ mod tests {
         let shown = status(&failed, Timestamp::UNIX_EPOCH);
         assert!(shown.starts_with("Can't connect: Access was removed\n"), "{shown}");
         assert!(shown.contains("[E301]"), "{shown}");
+    }
+
+    #[test]
+    fn a_blocked_machine_says_what_it_can_reach_and_how_to_lift_it() {
+        let mut blocked = connected(Timestamp::UNIX_EPOCH, Timestamp::UNIX_EPOCH);
+        blocked.state = State::Blocked { cause: Problem::new(code::LOCKDOWN) };
+        blocked.protection = None;
+        let shown = status(&blocked, Timestamp::UNIX_EPOCH);
+        assert!(shown.contains("local networks only; kill switch on"), "{shown}");
+        assert!(shown.contains("culvert disconnect --unblock"), "{shown}");
     }
 
     #[test]
@@ -222,7 +237,8 @@ mod tests {
             }),
             addresses: vec!["100.77.3.9".parse().unwrap(), "fd4e:9a1c::9".parse().unwrap()],
             interface: Some("culvert0".into()),
-            protection: Some(Protection { ipv4: true, ipv6: true, dns: true, kill_switch: false }),
+            protection: Some(Protection { ipv4: true, ipv6: true, dns: true, kill_switch: true }),
+            kill_switch: Some(Blocking { mode: KillSwitch::Auto, in_force: true, allow_lan: true }),
             path: Some(Path {
                 rtt_ms: 23.1,
                 loss_percent: 0.01,

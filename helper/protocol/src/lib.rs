@@ -10,14 +10,16 @@ mod client;
 mod frame;
 mod message;
 mod problem;
+mod settings;
 mod status;
 
 pub use client::{Client, ClientError, EVENTS_HELD};
 pub use frame::{FrameError, FrameReader, MAX_FRAME, decode, encode};
-pub use message::{Answer, Ask, Change, Event, Request};
+pub use message::{Answer, Ask, Change, Event, ProfileFacts, Request};
 pub use problem::{CATALOGUE, Code, Entry, Problem, code};
+pub use settings::{KillSwitch, Settings, SettingsChange};
 pub use status::{
-    Certificate, Dropped, Drops, Gateway, Path, Protection, SCHEMA, State, Status, Step, Timestamp, Traffic,
+    Blocking, Certificate, Dropped, Drops, Gateway, Path, Protection, SCHEMA, State, Status, Step, Timestamp, Traffic,
 };
 
 /// The version of this protocol. `hello`, `version` and `status` keep their meaning across versions.

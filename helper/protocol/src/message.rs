@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::problem::Problem;
+use crate::settings::{Settings, SettingsChange};
 use crate::status::{State, Status, Timestamp};
 
 /// What may be asked. The whole list.
@@ -37,7 +38,34 @@ pub enum Request {
         profile: Option<String>,
     },
     /// Disconnects and undoes every change. Answered at once by [`Event::Done`].
-    Disconnect,
+    Disconnect {
+        /// Lifts the kill switch in any mode, until the next `connect`.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        unblock: bool,
+    },
+    /// The gateways that this machine is enrolled with. Answered by [`Event::Profiles`].
+    Profiles,
+    /// Gives a profile another name. Answered by [`Event::Profiles`].
+    RenameProfile {
+        /// Its name now.
+        profile: String,
+        /// Its name from now on: letters, digits and `-`, 64 at most.
+        to: String,
+    },
+    /// Forgets a profile and its identity, which cannot be had back. Answered by [`Event::Profiles`].
+    RemoveProfile {
+        /// Its name.
+        profile: String,
+    },
+    /// Makes a profile the one that `connect` uses when none is named. Answered by [`Event::Profiles`].
+    DefaultProfile {
+        /// Its name.
+        profile: String,
+    },
+    /// What the user has chosen. Answered by [`Event::Settings`].
+    Settings,
+    /// Changes what the user has chosen, at once. Answered by [`Event::Settings`].
+    Set(SettingsChange),
     /// The helper's version.
     Version,
 }
@@ -74,6 +102,13 @@ pub enum Event {
         /// False when there was nothing to do.
         changed: bool,
     },
+    /// Answers `profiles`, and what changes them: those there are now, by name.
+    Profiles {
+        /// All of them.
+        profiles: Vec<ProfileFacts>,
+    },
+    /// Answers `settings` and `set`: what is chosen now.
+    Settings(Settings),
     /// Answers `version`.
     Version {
         /// The protocol version that the helper speaks.
@@ -99,6 +134,26 @@ pub struct Change {
     pub state: State,
 }
 
+/// One gateway that this machine is enrolled with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProfileFacts {
+    /// What the user calls it.
+    pub name: String,
+    /// The gateway's display name.
+    pub gateway: String,
+    /// Where its sessions are opened, `host:port`, best first.
+    pub endpoints: Vec<String>,
+    /// What the device is called there.
+    pub device: String,
+    /// Whose device it is.
+    pub user: String,
+    /// When the device certificate ends; absent when the identity is damaged.
+    #[serde(default, with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none")]
+    pub certificate_until: Option<Timestamp>,
+    /// `connect` uses it when none is named.
+    pub is_default: bool,
+}
+
 /// A request with the caller's number for it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ask {
@@ -122,6 +177,7 @@ pub struct Answer {
 mod tests {
     use super::*;
     use crate::problem::{Problem, code};
+    use crate::settings::KillSwitch;
     use crate::status::{self, Step};
     use crate::{FrameReader, decode, encode};
     use serde::de::DeserializeOwned;
@@ -144,7 +200,20 @@ mod tests {
             ),
             (Request::Connect { profile: None }, json!({"type": "connect"})),
             (Request::Connect { profile: Some("acme".into()) }, json!({"type": "connect", "profile": "acme"})),
-            (Request::Disconnect, json!({"type": "disconnect"})),
+            (Request::Disconnect { unblock: false }, json!({"type": "disconnect"})),
+            (Request::Disconnect { unblock: true }, json!({"type": "disconnect", "unblock": true})),
+            (Request::Profiles, json!({"type": "profiles"})),
+            (
+                Request::RenameProfile { profile: "acme".into(), to: "work".into() },
+                json!({"type": "rename_profile", "profile": "acme", "to": "work"}),
+            ),
+            (Request::RemoveProfile { profile: "acme".into() }, json!({"type": "remove_profile", "profile": "acme"})),
+            (Request::DefaultProfile { profile: "acme".into() }, json!({"type": "default_profile", "profile": "acme"})),
+            (Request::Settings, json!({"type": "settings"})),
+            (
+                Request::Set(SettingsChange { kill_switch: Some(KillSwitch::Lockdown), allow_lan: None }),
+                json!({"type": "set", "kill_switch": "lockdown"}),
+            ),
             (Request::Version, json!({"type": "version"})),
         ];
         for (request, shape) in requests {
@@ -174,6 +243,26 @@ mod tests {
                        "certificate_until": "2026-05-03T09:12:00Z"}),
             ),
             (Event::Done { changed: false }, json!({"type": "done", "changed": false})),
+            (
+                Event::Profiles {
+                    profiles: vec![ProfileFacts {
+                        name: "acme".into(),
+                        gateway: "Acme".into(),
+                        endpoints: vec!["vpn.acme.org:443".into()],
+                        device: "anna-mac".into(),
+                        user: "anna".into(),
+                        certificate_until: Some(at),
+                        is_default: true,
+                    }],
+                },
+                json!({"type": "profiles", "profiles": [{
+                    "name": "acme", "gateway": "Acme", "endpoints": ["vpn.acme.org:443"], "device": "anna-mac",
+                    "user": "anna", "certificate_until": "2026-05-03T09:12:00Z", "is_default": true}]}),
+            ),
+            (
+                Event::Settings(Settings::default()),
+                json!({"type": "settings", "kill_switch": "auto", "allow_lan": true}),
+            ),
             (
                 Event::Version { version: 1, helper: "0.1.0".into() },
                 json!({"type": "version", "version": 1, "helper": "0.1.0"}),

@@ -206,6 +206,18 @@ catalogue! {
         "The helper serves as many callers as it can", "Close other clients and try again";
     DISK = 414, "disk", "The helper cannot save its files",
         "The state directory cannot be written", "Free some space or mend the directory's permissions; nothing was lost";
+    KILL_SWITCH = 415, "kill_switch", "The kill switch cannot be changed",
+        "The rules that hold traffic back cannot be changed", "Look at the helper's log; the rules are as they were";
+    LOCKDOWN = 416, "lockdown", "Lockdown is on",
+        "Lockdown is on, so nothing leaves {device} without the VPN",
+        "Connect, or lift it until then: culvert disconnect --unblock";
+    SETTINGS = 417, "settings", "The settings cannot be used",
+        "The file with the settings is damaged, so the defaults are in force",
+        "Choose again (culvert settings set); the damaged file is kept beside the new one";
+    PROFILE_IN_USE = 418, "profile_in_use", "This profile is in use",
+        "The profile is in use", "Disconnect first: culvert disconnect";
+    PROFILE_NAME = 419, "profile_name", "This name cannot be used",
+        "The name cannot be used for a profile", "Use 1 to 64 letters, digits and hyphens, and no name that is taken";
     GATEWAY_INTERNET = 501, "gateway_internet", "Connected, but the gateway has no internet",
         "Internal addresses work, the gateway itself has no internet", "The administrator must look";
     LOSSY = 502, "lossy", "Connected, weak network",

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use crate::problem::Problem;
+use crate::settings::KillSwitch;
 
 /// A moment, in UTC.
 pub type Timestamp = OffsetDateTime;
@@ -144,6 +145,9 @@ pub struct Status {
     /// What goes through the tunnel.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protection: Option<Protection>,
+    /// The kill switch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kill_switch: Option<Blocking>,
     /// What is known of the path.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<Path>,
@@ -186,6 +190,17 @@ pub struct Protection {
     pub dns: bool,
     /// The kill switch is on.
     pub kill_switch: bool,
+}
+
+/// The kill switch: what is chosen, and what is so now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Blocking {
+    /// When it is to be in force.
+    pub mode: KillSwitch,
+    /// True while the system's firewall refuses what would leave beside the tunnel.
+    pub in_force: bool,
+    /// Local networks may be reached all the same.
+    pub allow_lan: bool,
 }
 
 /// What is known of the path to the gateway.
@@ -263,7 +278,8 @@ pub(crate) fn sample() -> Status {
         }),
         addresses: vec!["100.77.3.9".parse().unwrap(), "fd4e:9a1c::9".parse().unwrap()],
         interface: Some("culvert0".into()),
-        protection: Some(Protection { ipv4: true, ipv6: true, dns: true, kill_switch: false }),
+        protection: Some(Protection { ipv4: true, ipv6: true, dns: true, kill_switch: true }),
+        kill_switch: Some(Blocking { mode: KillSwitch::Auto, in_force: true, allow_lan: true }),
         path: Some(Path { rtt_ms: 23.0, loss_percent: 0.5, mtu_bytes: 1380, path_mtu_bytes: 1413, black_holes: 1 }),
         traffic: Some(Traffic {
             received_bytes: 1_200_000_000,
@@ -287,7 +303,8 @@ pub(crate) fn sample_json() -> serde_json::Value {
         "gateway": {"name": "Acme", "endpoint": "vpn.acme.org:443", "remote": "203.0.113.7:443",
                     "seen_as": "198.51.100.2:40000"},
         "addresses": ["100.77.3.9", "fd4e:9a1c::9"], "interface": "culvert0",
-        "protection": {"ipv4": true, "ipv6": true, "dns": true, "kill_switch": false},
+        "protection": {"ipv4": true, "ipv6": true, "dns": true, "kill_switch": true},
+        "kill_switch": {"mode": "auto", "in_force": true, "allow_lan": true},
         "path": {"rtt_ms": 23.0, "loss_percent": 0.5, "mtu_bytes": 1380, "path_mtu_bytes": 1413, "black_holes": 1},
         "traffic": {"received_bytes": 1_200_000_000, "sent_bytes": 96_000_000, "received_packets": 900_000,
                     "sent_packets": 400_000, "dropped": {"sent": {"too_big": 2}, "received": {}},
@@ -343,6 +360,7 @@ mod tests {
             addresses: vec![],
             interface: None,
             protection: None,
+            kill_switch: None,
             path: None,
             traffic: None,
             certificate: None,

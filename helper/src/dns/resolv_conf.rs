@@ -1,5 +1,6 @@
 //! A plain `/etc/resolv.conf` (resolv.conf(5)): the file that every libc reads.
 //!
+//! A link to another program's file is replaced itself, and what it points to is never touched.
 //! Replaced by rename, so that no reader sees half of it; written in place where a rename is
 //! refused (the file is a mount of its own, as `ip netns exec` and containers make it). Put back
 //! with the same bytes, mode and owner, and only while it still holds what we wrote.
@@ -11,8 +12,8 @@ use std::path::Path;
 
 use data_encoding::BASE64;
 
-use super::{DnsGuard, Outcome, Servers};
-use crate::journal::{Change, Journal, ResolverFile};
+use super::Servers;
+use crate::journal::{Change, Entry, Journal, ResolverFile};
 
 /// Marks the file as ours, for people who look into it.
 const HEADER: &str = "# Written by culvert-helper while the VPN is connected; the file before comes back afterwards.\n";
@@ -21,17 +22,11 @@ const MAX_SERVERS: usize = 3;
 /// A larger file is not a resolver's.
 const MAX_FILE: u64 = 64 * 1024;
 
-pub(super) fn apply(wanted: &Servers, journal: &mut Journal) -> io::Result<Outcome> {
+/// Journals, then writes. On an error the file is as it was.
+pub(super) fn apply(wanted: &Servers, journal: &mut Journal) -> io::Result<(Entry, ResolverFile)> {
     let path = &wanted.file;
-    let before = match fs::symlink_metadata(path) {
-        Ok(meta) if meta.is_symlink() => {
-            let target = fs::read_link(path)?;
-            return Ok(Outcome::LeftAlone(format!(
-                "{} is managed by another program ({}), so the gateway's name servers are not used",
-                path.display(),
-                target.display()
-            )));
-        }
+    let link = fs::read_link(path).ok();
+    let before = match fs::metadata(path) {
         Ok(meta) if meta.len() > MAX_FILE => {
             return Err(io::Error::other(format!(
                 "{} has {} bytes, which no resolver reads",
@@ -46,6 +41,7 @@ pub(super) fn apply(wanted: &Servers, journal: &mut Journal) -> io::Result<Outco
     let set = text(wanted, before.as_ref().map(|(bytes, _)| bytes.as_slice()));
     let change = ResolverFile {
         path: path.clone(),
+        link,
         was: before.as_ref().map(|(bytes, _)| BASE64.encode(bytes)),
         mode: before.as_ref().map_or(0o644, |(_, meta)| meta.mode() & 0o7777),
         uid: before.as_ref().map_or(0, |(_, meta)| meta.uid()),
@@ -53,16 +49,13 @@ pub(super) fn apply(wanted: &Servers, journal: &mut Journal) -> io::Result<Outco
         set,
     };
     let entry = journal.record(Change::ResolverFile(change.clone()))?;
-    let guard = DnsGuard { entry, change, undone: false };
-    match write(&guard.change, guard.change.set.as_bytes()) {
-        Ok(()) => Ok(Outcome::InForce(guard)),
-        Err(error) => {
-            if let Err(second) = guard.undo(journal) {
-                tracing::error!(error = %second, "the resolver file could not be put back");
-            }
-            Err(error)
+    if let Err(error) = write(&change, change.set.as_bytes()) {
+        if let Err(second) = restore(&change).and_then(|()| journal.strike(entry)) {
+            tracing::error!(error = %second, "the resolver file could not be put back");
         }
+        return Err(error);
     }
+    Ok((entry, change))
 }
 
 pub(super) fn restore(change: &ResolverFile) -> io::Result<()> {
@@ -73,8 +66,13 @@ pub(super) fn restore(change: &ResolverFile) -> io::Result<()> {
         Err(error) => return Err(error),
     };
     // A crash in the middle of a write in place leaves a beginning of our text, or nothing.
-    if !change.set.as_bytes().starts_with(&now) {
+    if !change.set.as_bytes().starts_with(&now) || fs::read_link(&change.path).is_ok() {
         return Ok(()); // somebody else wrote it: theirs wins
+    }
+    if let Some(target) = &change.link {
+        let temporary = temporary(&change.path);
+        std::os::unix::fs::symlink(target, &temporary)?;
+        return fs::rename(&temporary, &change.path);
     }
     match &change.was {
         None => fs::remove_file(&change.path),
@@ -123,6 +121,9 @@ fn write(change: &ResolverFile, bytes: &[u8]) -> io::Result<()> {
     })();
     let Err(error) = replaced else { return Ok(()) };
     let _ = fs::remove_file(&temporary);
+    if change.link.is_some() {
+        return Err(error); // in place would be in the other program's file
+    }
     // Only where a replacement can never work: in place the old text is gone before the new is
     // there, which on a full disk would leave neither.
     if !matches!(
@@ -153,7 +154,7 @@ mod tests {
         fs::set_permissions(&bench.wanted.file, Permissions::from_mode(0o640)).unwrap();
         let before = fs::metadata(&bench.wanted.file).unwrap();
         let mut journal = bench.journal();
-        let Outcome::InForce(guard) = apply(&bench.wanted, &mut journal).unwrap() else { panic!("left alone") };
+        let guard = bench.apply(&mut journal);
         let text = fs::read_to_string(&bench.wanted.file).unwrap();
         assert!(text.contains("nameserver 100.77.0.1\nnameserver fd00::1\nsearch acme.example\n"), "{text}");
         guard.undo(&mut journal).unwrap();
@@ -169,13 +170,13 @@ mod tests {
         let bench = Bench::new();
         fs::write(&bench.wanted.file, "nameserver 192.0.2.1\n").unwrap();
         let mut journal = bench.journal();
-        let Outcome::InForce(guard) = apply(&bench.wanted, &mut journal).unwrap() else { panic!("left alone") };
+        let guard = bench.apply(&mut journal);
         let ours = fs::read(&bench.wanted.file).unwrap();
         drop(guard);
         for cut in [ours.len(), ours.len() / 2, 0] {
             fs::write(&bench.wanted.file, &ours[..cut]).unwrap(); // as a kill would leave it
             let [(_, Change::ResolverFile(change))] = &journal.in_force()[..] else { panic!("not journaled") };
-            super::super::undo_leftover(change).unwrap();
+            restore(change).unwrap();
             assert_eq!(fs::read_to_string(&bench.wanted.file).unwrap(), "nameserver 192.0.2.1\n");
         }
     }
@@ -185,30 +186,49 @@ mod tests {
         let bench = Bench::new();
         fs::write(&bench.wanted.file, "nameserver 192.0.2.1\n").unwrap();
         let mut journal = bench.journal();
-        let Outcome::InForce(guard) = apply(&bench.wanted, &mut journal).unwrap() else { panic!("left alone") };
+        let guard = bench.apply(&mut journal);
         fs::write(&bench.wanted.file, "nameserver 198.51.100.1\n").unwrap();
         guard.undo(&mut journal).unwrap();
         assert_eq!(fs::read_to_string(&bench.wanted.file).unwrap(), "nameserver 198.51.100.1\n");
     }
 
     #[test]
-    fn a_file_that_another_program_manages_is_left_alone_and_named() {
+    fn a_link_to_another_programs_file_is_a_link_again_and_that_file_is_never_touched() {
         let bench = Bench::new();
-        let target = bench.dir.path().join("stub-resolv.conf");
-        fs::write(&target, "nameserver 127.0.0.53\n").unwrap();
-        std::os::unix::fs::symlink(&target, &bench.wanted.file).unwrap();
+        let target = bench.dir.path().join("theirs");
+        std::os::unix::fs::symlink("../theirs", &bench.wanted.file).unwrap();
+        for theirs in [None, Some("nameserver 192.0.2.1\noptions edns0\n")] {
+            theirs.inspect(|text| fs::write(&target, text).unwrap());
+            let mut journal = bench.journal();
+            let guard = bench.apply(&mut journal);
+            let text = fs::read_to_string(&bench.wanted.file).unwrap();
+            assert!(text.contains("nameserver 100.77.0.1\n"), "{text}");
+            assert_eq!(fs::read_to_string(&target).ok().as_deref(), theirs);
+            guard.undo(&mut journal).unwrap();
+            assert_eq!(fs::read_link(&bench.wanted.file).unwrap(), Path::new("../theirs"));
+            assert_eq!(fs::read_to_string(&target).ok().as_deref(), theirs);
+            assert_eq!(journal.in_force(), []);
+        }
+    }
+
+    #[test]
+    fn a_link_that_somebody_made_meanwhile_stays() {
+        let bench = Bench::new();
+        fs::write(&bench.wanted.file, "nameserver 192.0.2.1\n").unwrap();
         let mut journal = bench.journal();
-        let Outcome::LeftAlone(note) = apply(&bench.wanted, &mut journal).unwrap() else { panic!("changed") };
-        assert!(note.contains("stub-resolv.conf"), "{note}");
-        assert_eq!(fs::read_to_string(&target).unwrap(), "nameserver 127.0.0.53\n");
-        assert_eq!(journal.in_force(), []);
+        let guard = bench.apply(&mut journal);
+        let target = bench.dir.path().join("theirs");
+        fs::rename(&bench.wanted.file, &target).unwrap(); // even with our text behind it
+        std::os::unix::fs::symlink(&target, &bench.wanted.file).unwrap();
+        guard.undo(&mut journal).unwrap();
+        assert_eq!(fs::read_link(&bench.wanted.file).unwrap(), target);
     }
 
     #[test]
     fn a_missing_file_is_missing_again_afterwards() {
         let bench = Bench::new();
         let mut journal = bench.journal();
-        let Outcome::InForce(guard) = apply(&bench.wanted, &mut journal).unwrap() else { panic!("left alone") };
+        let guard = bench.apply(&mut journal);
         assert!(bench.wanted.file.exists());
         guard.undo(&mut journal).unwrap();
         assert!(!bench.wanted.file.exists());
@@ -228,7 +248,7 @@ mod tests {
 
     #[test]
     fn options_of_the_user_are_kept() {
-        let wanted = Servers { file: "x".into(), servers: vec!["192.0.2.9".parse().unwrap()], domains: vec![] };
+        let wanted = Servers { servers: vec!["192.0.2.9".parse().unwrap()], domains: vec![], ..Bench::new().wanted };
         let text = text(&wanted, Some(b"search home.arpa\noptions edns0 trust-ad\nnameserver 10.0.0.1\n"));
         assert!(text.ends_with("nameserver 192.0.2.9\nsearch home.arpa\noptions edns0 trust-ad\n"), "{text}");
     }
@@ -245,6 +265,8 @@ mod tests {
             fs::create_dir(&etc).unwrap();
             let wanted = Servers {
                 file: etc.join("resolv.conf"),
+                device: "culvert0".into(),
+                all: true,
                 servers: vec!["100.77.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
                 domains: vec!["acme.example".into()],
             };
@@ -253,6 +275,24 @@ mod tests {
 
         fn journal(&self) -> Journal {
             Journal::open(self.dir.path()).unwrap()
+        }
+
+        fn apply(&self, journal: &mut Journal) -> Guard {
+            let (entry, change) = apply(&self.wanted, journal).unwrap();
+            Guard { entry, change }
+        }
+    }
+
+    /// What was put in force.
+    struct Guard {
+        entry: Entry,
+        change: ResolverFile,
+    }
+
+    impl Guard {
+        fn undo(self, journal: &mut Journal) -> io::Result<()> {
+            restore(&self.change)?;
+            journal.strike(self.entry)
         }
     }
 }

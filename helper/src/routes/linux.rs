@@ -34,6 +34,7 @@ const TUNNEL_PRIORITY: u32 = 32765;
 #[derive(Debug)]
 pub(super) struct Routes {
     device: String,
+    index: u32,
     made: Vec<(Entry, Change)>,
 }
 
@@ -49,7 +50,7 @@ impl Routes {
         {
             return Err(RouteError::TableTaken(plan.fwmark));
         }
-        let mut routes = Self { device: plan.device.clone(), made: Vec::new() };
+        let mut routes = Self { device: plan.device.clone(), index, made: Vec::new() };
         if let Err(error) = routes.make(plan, &net, index, journal).await {
             if let Err(second) = routes.undo(journal).await {
                 tracing::error!(error = %second, "what was done could not be undone");
@@ -105,6 +106,10 @@ impl Routes {
         let entry = journal.record(change.clone())?;
         self.made.push((entry, change));
         write_sysctl(KEY, "2")
+    }
+
+    pub(super) fn index(&self) -> u32 {
+        self.index
     }
 
     pub(super) async fn set_mtu(&self, mtu_bytes: u16) -> Result<(), RouteError> {
@@ -168,7 +173,7 @@ pub(super) async fn undo(change: &Change) -> Result<(), RouteError> {
             }
             Ok(())
         }
-        Change::ResolverFile(_) => Ok(()), // the resolver's owner undoes it
+        Change::ResolverFile(_) | Change::Resolvconf { .. } => Ok(()), // the resolver's owner undoes it
     }
 }
 

@@ -1,0 +1,175 @@
+//! `settings`: what the user has chosen, by the words of the command line.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::{Subcommand, ValueEnum};
+use culvert_protocol::{Client, Event, KillSwitch, Request, SCHEMA, Settings, SettingsChange};
+use serde_json::{Value, json};
+
+use crate::failure::Failure;
+use crate::{ask, dial, output};
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum Command {
+    /// Show every setting, its value and what that does.
+    List {
+        /// One JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show one value.
+    Get {
+        /// Which setting.
+        key: Key,
+    },
+    /// Change one setting; it is in force at once.
+    Set {
+        /// Which setting.
+        key: Key,
+        /// Its new value: off, auto or lockdown for kill-switch; on or off for the others.
+        value: String,
+    },
+    /// Go back to the default of one setting, or of all.
+    Reset {
+        /// Which setting; all when absent.
+        key: Option<Key>,
+    },
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Key {
+    /// When traffic that would leave beside the tunnel is refused.
+    KillSwitch,
+    /// Whether the kill switch lets local networks through.
+    AllowLan,
+}
+
+impl Key {
+    const ALL: [Self; 2] = [Self::KillSwitch, Self::AllowLan];
+
+    fn word(self) -> &'static str {
+        match self {
+            Self::KillSwitch => "kill-switch",
+            Self::AllowLan => "allow-lan",
+        }
+    }
+
+    fn value(self, settings: &Settings) -> &'static str {
+        match self {
+            Self::KillSwitch => settings.kill_switch.word(),
+            Self::AllowLan => on_off(settings.allow_lan),
+        }
+    }
+
+    fn sentence(self, settings: &Settings) -> &'static str {
+        match self {
+            Self::KillSwitch => settings.kill_switch.sentence(),
+            Self::AllowLan if settings.allow_lan => "the kill switch lets local networks through",
+            Self::AllowLan => "the kill switch refuses local networks, too",
+        }
+    }
+
+    fn change(self, value: &str) -> Result<SettingsChange, Failure> {
+        let mut change = SettingsChange::default();
+        match self {
+            Self::KillSwitch => {
+                let known = KillSwitch::ALL.into_iter().find(|mode| mode.word() == value);
+                change.kill_switch = Some(known.ok_or_else(|| unknown(self, value, "off, auto or lockdown"))?);
+            }
+            Self::AllowLan => {
+                let known = [true, false].into_iter().find(|is| on_off(*is) == value);
+                change.allow_lan = Some(known.ok_or_else(|| unknown(self, value, "on or off"))?);
+            }
+        }
+        Ok(change)
+    }
+}
+
+fn on_off(is: bool) -> &'static str {
+    if is { "on" } else { "off" }
+}
+
+fn unknown(key: Key, value: &str, choices: &str) -> Failure {
+    Failure::Usage(format!("{} cannot be {value:?}. hint: It is {choices}", key.word()))
+}
+
+pub(crate) async fn settings(socket: &Path, command: Command) -> Result<ExitCode, Failure> {
+    // What cannot be meant is said before the helper is asked.
+    let request = match &command {
+        Command::List { .. } | Command::Get { .. } => Request::Settings,
+        Command::Set { key, value } => Request::Set(key.change(value)?),
+        Command::Reset { key } => Request::Set(defaults(*key)?),
+    };
+    let mut client = dial(socket).await?;
+    let now = answer(&mut client, request).await?;
+    match command {
+        Command::List { json: true } => output::json(&with_schema(&now)?)?,
+        Command::List { json: false } => {
+            for key in Key::ALL {
+                output::text(&format!("{:<12} {:<9} {}", key.word(), key.value(&now), key.sentence(&now)))?;
+            }
+        }
+        Command::Get { key } => output::text(key.value(&now))?,
+        Command::Set { key, .. } => output::message(&said(key, &now)),
+        Command::Reset { key } => {
+            Key::ALL
+                .into_iter()
+                .filter(|it| key.is_none_or(|key| key == *it))
+                .for_each(|it| output::message(&said(it, &now)));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn said(key: Key, now: &Settings) -> String {
+    format!("{} is {}: {}", key.word(), key.value(now), key.sentence(now))
+}
+
+fn defaults(key: Option<Key>) -> Result<SettingsChange, Failure> {
+    let default = Settings::default();
+    match key {
+        Some(key) => key.change(key.value(&default)),
+        None => Ok(SettingsChange { kill_switch: Some(default.kill_switch), allow_lan: Some(default.allow_lan) }),
+    }
+}
+
+fn with_schema(settings: &Settings) -> std::io::Result<Value> {
+    let mut value = serde_json::to_value(settings).map_err(std::io::Error::other)?;
+    value["schema"] = json!(SCHEMA);
+    Ok(value)
+}
+
+async fn answer(client: &mut Client, request: Request) -> Result<Settings, Failure> {
+    match ask(client, request).await? {
+        Event::Settings(settings) => Ok(settings),
+        other => Err(Failure::unexpected(&other)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_value_that_is_shown_can_be_set() {
+        for settings in [Settings::default(), Settings { kill_switch: KillSwitch::Lockdown, allow_lan: false }] {
+            for key in Key::ALL {
+                let change = key.change(key.value(&settings)).unwrap();
+                assert_eq!(key.value(&change.applied_to(Settings::default())), key.value(&settings));
+            }
+        }
+    }
+
+    #[test]
+    fn a_value_that_cannot_be_is_named_with_those_that_can() {
+        let Err(Failure::Usage(text)) = Key::KillSwitch.change("on") else { panic!() };
+        assert!(text.contains("kill-switch") && text.contains("\"on\"") && text.contains("lockdown"), "{text}");
+    }
+
+    #[test]
+    fn a_reset_of_one_key_leaves_the_others() {
+        assert_eq!(defaults(Some(Key::AllowLan)).unwrap().kill_switch, None);
+        assert!(defaults(None).unwrap().kill_switch.is_some());
+    }
+}
