@@ -31,6 +31,8 @@ pub mod install;
 #[cfg(target_os = "linux")]
 pub mod names;
 #[cfg(target_os = "linux")]
+pub mod notices;
+#[cfg(target_os = "linux")]
 pub mod routes;
 #[cfg(target_os = "linux")]
 pub mod service;

@@ -135,6 +135,12 @@ impl Service {
                 () = async { tokio::time::sleep_until(due.unwrap_or_else(tokio::time::Instant::now)).await },
                     if due.is_some() => self.inputs.push_back(Input::Timeout),
                 change = changed(self.underlay.as_mut()) => self.on_underlay(change),
+                () = self.guard.removed() => {
+                    tracing::warn!("another program removed the kill switch's table; it is put back");
+                    if let Err(problem) = self.hold().await {
+                        tracing::error!(%problem, "the kill switch");
+                    }
+                }
                 Some(done) = self.enrolling.join_next() => {
                     if let Ok((waiting, result)) = done {
                         let event = self.on_enrolled(result).unwrap_or_else(Event::Error);

@@ -86,6 +86,13 @@ ip -n "$NET_CLIENT" route add 198.51.100.0/25 via $GATEWAY_IP4
 tight "connected, with a route that leads past the tunnel"
 ip -n "$NET_CLIENT" route del 198.51.100.0/25
 
+# A firewall that is reloaded removes every table.
+net_in "$NET_CLIENT" nft flush ruleset
+back() { [ "$(table)" = culvert ]; }
+net_wait 5 "the block after another program removed it" back
+check "removed by another program: it is back" culvert "$(table)"
+tight "removed by another program"
+
 # --- reconnecting ---
 
 net_kill "$GATEWAY_PID"

@@ -5,10 +5,13 @@
 //! machines). Rules of others stay as they are, and still apply: a pass here ends only our own chain.
 
 use nftables::helper::{self, NftablesError};
+use rtnetlink::sys::protocols::NETLINK_NETFILTER;
 use rustix::thread::{CapabilitySet, capabilities};
 use serde_json::{Value, json};
+use tokio::time::{Duration, Instant, sleep_until};
 
 use super::{Block, GuardError, Packets, Rule};
+use crate::notices::Notices;
 use crate::session::DEFAULT_DEVICE;
 
 /// The table of an interface, known to `culvert-helper recover` and to people: `nft delete table inet culvert`.
@@ -17,19 +20,28 @@ fn table_name(device: &str) -> String {
     if device == DEFAULT_DEVICE { "culvert".into() } else { format!("culvert-{device}") }
 }
 
+/// `linux/netfilter/nfnetlink.h`.
+const NFNLGRP_NFTABLES: u32 = 7;
+/// After a change to some table, so that a reload has ended when ours is looked for.
+const QUIET: Duration = Duration::from_millis(100);
+
 /// The block of one tunnel interface, in force or not.
 #[derive(Debug)]
 pub struct Guard {
     table: String,
     in_force: Option<Block>,
-    /// What is in force may be an earlier run's.
+    /// What is in force may be an earlier run's, or have been removed by somebody else.
     unknown: bool,
+    /// Hears of changes to any table.
+    notices: Option<Notices>,
+    /// When to look whether ours is still there.
+    look: Option<Instant>,
 }
 
 impl Guard {
     /// For the interface `device`, whatever an earlier run left.
     pub fn new(device: &str) -> Self {
-        Self { table: table_name(device), in_force: None, unknown: true }
+        Self { table: table_name(device), in_force: None, unknown: true, notices: None, look: None }
     }
 
     /// Puts a block in force, or lifts the one that is. Nothing is done when that is known to be so.
@@ -44,11 +56,44 @@ impl Guard {
             Some(block) => apply(&ruleset(&self.table, block)).await?,
             None => self.lift().await?,
         }
+        if wanted.is_some() && self.notices.is_none() {
+            // Without it the block is as good, until another program removes it.
+            let opened = Notices::open(NETLINK_NETFILTER, &[NFNLGRP_NFTABLES]);
+            self.notices = opened.inspect_err(|error| tracing::warn!(%error, "nftables cannot be watched")).ok();
+        }
         if self.in_force.is_some() != wanted.is_some() {
             tracing::info!(in_force = wanted.is_some(), "kill switch");
         }
         (self.in_force, self.unknown) = (wanted, false);
         Ok(())
+    }
+
+    /// Waits until somebody else has removed the block (a firewall that is reloaded removes every table); the next
+    /// [`Self::set`] puts it back. Cancel-safe.
+    pub async fn removed(&mut self) {
+        loop {
+            let (Some(notices), true) = (&mut self.notices, self.in_force.is_some()) else {
+                return std::future::pending().await;
+            };
+            let Some(due) = self.look else {
+                notices.next().await;
+                self.look = Some(Instant::now() + QUIET);
+                continue;
+            };
+            tokio::select! {
+                () = notices.next() => {} // one burst is one look
+                () = sleep_until(due) => {
+                    let listed =
+                        helper::get_current_ruleset_raw_async(helper::DEFAULT_NFT, ["list", "table", "inet", &self.table]);
+                    let is_there = listed.await.is_ok();
+                    self.look = None;
+                    if !is_there {
+                        self.unknown = true;
+                        return;
+                    }
+                }
+            }
+        }
     }
 
     /// True while it refuses something.

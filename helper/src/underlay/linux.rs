@@ -8,12 +8,12 @@ use futures_util::TryStreamExt;
 use rtnetlink::packet_route::link::LinkFlags;
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
 use rtnetlink::sys::protocols::NETLINK_ROUTE;
-use rtnetlink::sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder, new_connection};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
 use super::{Change, Settling, Way, Ways};
+use crate::notices::Notices;
 
 /// Links, addresses, routes and rules of both families.
 const GROUPS: [MulticastGroup; 7] = [
@@ -33,7 +33,7 @@ const ANYWHERE: [IpAddr; 2] =
 
 /// Follows the ways to a gateway. Its netlink sockets end with it.
 pub struct Watch {
-    notifications: TokioSocket,
+    notices: Notices,
     handle: Handle,
     reader: JoinHandle<()>,
     fwmark: u32,
@@ -60,13 +60,10 @@ impl Watch {
     /// # Errors
     /// What the kernel says to a netlink socket.
     pub async fn open(fwmark: u32) -> io::Result<Self> {
-        let mut notifications = TokioSocket::new(NETLINK_ROUTE)?;
-        let groups = GROUPS.iter().fold(0, |mask, group| mask | 1 << (*group as u32 - 1));
-        notifications.socket_mut().bind(&SocketAddr::new(0, groups))?;
+        let notices = Notices::open(NETLINK_ROUTE, &GROUPS.map(|group| group as u32))?;
         let (connection, handle, _) = new_connection()?;
         let reader = tokio::spawn(connection);
-        let mut watch =
-            Self { notifications, handle, reader, fwmark, towards: Vec::new(), settling: Settling::default() };
+        let mut watch = Self { notices, handle, reader, fwmark, towards: Vec::new(), settling: Settling::default() };
         watch.settling = Settling::new(watch.look().await);
         Ok(watch)
     }
@@ -91,7 +88,7 @@ impl Watch {
                 Some(due) => {
                     let due = Instant::from_std(due);
                     tokio::select! {
-                        () = noticed(&mut self.notifications) => self.settling.on_notice(std::time::Instant::now()),
+                        () = self.notices.next() => self.settling.on_notice(std::time::Instant::now()),
                         () = sleep_until(due) => {
                             let ways = self.look().await;
                             match self.settling.on_look(ways) {
@@ -103,7 +100,7 @@ impl Watch {
                     }
                 }
                 None => {
-                    noticed(&mut self.notifications).await;
+                    self.notices.next().await;
                     self.settling.on_notice(std::time::Instant::now());
                 }
             }
@@ -131,19 +128,6 @@ impl Watch {
         let mut links = Box::pin(self.handle.link().get().match_index(way.interface).execute());
         let link = links.try_next().await.ok()??;
         link.header.flags.contains(LinkFlags::LowerUp).then_some(way)
-    }
-}
-
-/// Waits for a notification, or for news that some were lost.
-async fn noticed(notifications: &mut TokioSocket) {
-    let mut buffer = Vec::with_capacity(32 * 1024);
-    // What exactly changed is not read; ENOBUFS says the same.
-    if let Err(error) = notifications.recv(&mut buffer).await
-        && error.kind() != io::ErrorKind::WouldBlock
-        && error.raw_os_error() != Some(rustix::io::Errno::NOBUFS.raw_os_error())
-    {
-        tracing::error!(%error, "the network cannot be watched");
-        std::future::pending::<()>().await;
     }
 }
 
