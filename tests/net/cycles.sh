@@ -65,14 +65,16 @@ killed "connected"
 # Whatever it is about to do, at many moments of connecting and of disconnecting.
 for ms in 1 3 6 10 15 20 30 45; do
   culvert connect --no-wait 2>/dev/null &
+  asker=$!
   sleep "0.0$(printf %02d $ms)"
   killed "connecting, after $ms ms"
-  wait $! 2>/dev/null
+  wait "$asker" 2>/dev/null
   run culvert connect --wait=10s
   culvert disconnect 2>/dev/null &
+  asker=$!
   sleep "0.0$(printf %02d $ms)"
   killed "disconnecting, after $ms ms"
-  wait $! 2>/dev/null
+  wait "$asker" 2>/dev/null
 done
 run culvert connect --wait=10s
 net_kill "$GATEWAY_PID"
