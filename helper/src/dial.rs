@@ -113,6 +113,15 @@ pub fn cause_of_down(down: &Down, remote: SocketAddr) -> Cause {
     Cause { problem, verdict: down.is_verdict(), not_before: None }
 }
 
+/// What the end of a handshake means that has not proven who answers: anybody on the path can forge a version
+/// negotiation, a certificate or a close (RFC 9000 section 21.1). That must not end a session, and never say that
+/// this device was removed: either would let out in the clear what is held back.
+pub fn unproven(down: &Down, remote: SocketAddr, in_session: bool) -> Cause {
+    let mut cause = cause_of_down(down, remote);
+    cause.verdict &= !in_session && cause.problem.code != code::REVOKED;
+    cause
+}
+
 /// What a refusal means.
 pub fn cause_of_refusal(refused: &Refused) -> Cause {
     let close = refused.close();
@@ -137,16 +146,32 @@ mod tests {
     #[tokio::test]
     async fn addresses_need_no_name_server_and_keep_their_order() {
         let endpoints = ["[2001:db8::1]:443".into(), "192.0.2.1:4433".into(), "192.0.2.1:4433".into()];
-        let found = resolve(&endpoints, &Names::of(b"", 0)).await.unwrap();
+        let found = resolve(&endpoints, &Names::of(b"", 0, &[])).await.unwrap();
         assert_eq!(found, ["[2001:db8::1]:443".parse().unwrap(), "192.0.2.1:4433".parse().unwrap()] as [SocketAddr; 2]);
         assert_eq!(endpoints.each_ref().map(|e| host(e)), ["2001:db8::1", "192.0.2.1", "192.0.2.1"]);
     }
 
     #[tokio::test]
     async fn a_name_without_an_address_is_named() {
-        let problem = resolve(&["no such host.invalid:443".into()], &Names::of(b"", 0)).await.unwrap_err();
+        let problem = resolve(&["no such host.invalid:443".into()], &Names::of(b"", 0, &[])).await.unwrap_err();
         assert_eq!(problem.code, code::NAME);
         assert!(problem.cause.contains("no such host.invalid"), "{problem}");
+    }
+
+    #[test]
+    fn nobody_who_has_not_proven_himself_ends_a_session_or_lifts_the_kill_switch() {
+        let remote = "192.0.2.1:443".parse().unwrap();
+        for alert in 0..=255 {
+            for local in [true, false] {
+                let down = Down::Tls { alert, local };
+                assert!(!unproven(&down, remote, true).verdict, "{down:?}");
+                let cause = unproven(&down, remote, false);
+                assert!(!cause.verdict || cause.problem.code != code::REVOKED, "{down:?}");
+            }
+        }
+        let revoked = Down::Peer { code: Close::Revoked, reason: String::new() };
+        assert!(cause_of_down(&revoked, remote).verdict);
+        assert!(!unproven(&revoked, remote, false).verdict);
     }
 
     #[test]

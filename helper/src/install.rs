@@ -2,6 +2,8 @@
 //!
 //! Order: interface, routes, names; undone in reverse. A step that fails undoes those before it.
 
+use std::net::IpAddr;
+
 use culvert_protocol::{Problem, Protection, code};
 use culvert_tunnel::control::Welcome;
 use culvert_tunnel::device::linux::{OpenError, Tun};
@@ -99,6 +101,11 @@ impl Installed {
     pub fn carried(&self) -> Carried {
         let only = if self.plan.is_full() { vec![] } else { self.plan.carried() };
         Carried { only, excluded: self.plan.excluded.clone() }
+    }
+
+    /// The gateway's name servers, which only the tunnel reaches.
+    pub fn name_servers(&self) -> &[IpAddr] {
+        self.servers.as_ref().map_or(&[], |servers| &servers.servers)
     }
 
     /// The resolver's file as the network wants it, where the gateway's servers have taken its place.

@@ -36,15 +36,16 @@ pub struct Names {
 }
 
 impl Names {
-    /// The name servers that `text` (the resolver's file, as the network wants it) names, or those behind them.
-    pub fn of(text: &[u8], fwmark: u32) -> Self {
-        let behind = || BEHIND.iter().find_map(|file| usable(&fs::read(file).ok()?));
-        Self { servers: usable(text).or_else(behind), fwmark }
+    /// The name servers that `text` (the resolver's file, as the network wants it) names, or those behind them;
+    /// never the `inner` ones, which only the tunnel reaches.
+    pub fn of(text: &[u8], fwmark: u32, inner: &[IpAddr]) -> Self {
+        let behind = || BEHIND.iter().find_map(|file| usable(&fs::read(file).ok()?, inner));
+        Self { servers: usable(text, inner).or_else(behind), fwmark }
     }
 
     /// The same, with the file as it is now.
-    pub fn of_file(file: &Path, fwmark: u32) -> Self {
-        Self::of(&fs::read(file).unwrap_or_default(), fwmark)
+    pub fn of_file(file: &Path, fwmark: u32, inner: &[IpAddr]) -> Self {
+        Self::of(&fs::read(file).unwrap_or_default(), fwmark, inner)
     }
 
     /// The addresses of `host:port`; none is an error of its own.
@@ -81,11 +82,12 @@ impl Names {
     }
 }
 
-/// What a resolver's file says, if it names servers that are not on this machine.
-fn usable(text: &[u8]) -> Option<(ResolverConfig, ResolverOpts)> {
+/// What a resolver's file says, if it names servers that are neither on this machine nor inside.
+fn usable(text: &[u8], inner: &[IpAddr]) -> Option<(ResolverConfig, ResolverOpts)> {
     let (config, options) = parse_resolv_conf(text).ok()?;
     let (domain, search) = (config.domain().cloned(), config.search().to_vec());
-    let remote: Vec<_> = config.name_servers().iter().filter(|server| !server.ip.is_loopback()).cloned().collect();
+    let is_remote = |address: &IpAddr| !address.is_loopback() && !inner.contains(address);
+    let remote: Vec<_> = config.name_servers().iter().filter(|server| is_remote(&server.ip)).cloned().collect();
     (!remote.is_empty()).then(|| (ResolverConfig::from_parts(domain, search, remote), options))
 }
 
@@ -140,12 +142,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_resolver_on_this_machine_is_not_asked() {
-        assert!(usable(b"nameserver 127.0.0.53\noptions edns0\n").is_none());
-        assert!(usable(b"nameserver ::1\n").is_none());
-        assert!(usable(b"# nothing\n").is_none());
-        assert!(usable(b"\xff\xfe").is_none());
-        let (config, _) = usable(b"nameserver 127.0.0.1\nnameserver 192.168.1.1\nsearch home\n").unwrap();
+    fn a_resolver_on_this_machine_or_inside_is_not_asked() {
+        let inner = ["100.77.0.1".parse().unwrap()];
+        assert!(usable(b"nameserver 127.0.0.53\noptions edns0\n", &inner).is_none());
+        assert!(usable(b"nameserver ::1\n", &inner).is_none());
+        assert!(usable(b"nameserver 100.77.0.1\n", &inner).is_none());
+        assert!(usable(b"# nothing\n", &inner).is_none());
+        assert!(usable(b"\xff\xfe", &inner).is_none());
+        let text = b"nameserver 100.77.0.1\nnameserver 127.0.0.1\nnameserver 192.168.1.1\nsearch home\n";
+        let (config, _) = usable(text, &inner).unwrap();
         let servers: Vec<IpAddr> = config.name_servers().iter().map(|server| server.ip).collect();
         assert_eq!(servers, ["192.168.1.1".parse::<IpAddr>().unwrap()]);
         assert_eq!(config.search().len(), 1);
@@ -153,7 +158,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_address_needs_no_name_server() {
-        let names = Names::of(b"", 0);
+        let names = Names::of(b"", 0, &[]);
         let found = names.lookup("[2001:db8::1]:443").await.unwrap();
         assert_eq!(found, ["[2001:db8::1]:443".parse().unwrap()]);
         assert!(names.lookup("no port").await.is_err());

@@ -20,7 +20,7 @@ use culvert_tunnel::stats::{Drops, LinkStats};
 use culvert_tunnel::transport::{ClientTransport, Tuning};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::dial::{self, DIAL_NEXT_AFTER, HANDSHAKE_WITHIN, cause_of_down, cause_of_refusal};
+use crate::dial::{self, DIAL_NEXT_AFTER, HANDSHAKE_WITHIN, cause_of_down, cause_of_refusal, unproven};
 use crate::health::Counters;
 use crate::install::Installed;
 use crate::journal::Journal;
@@ -180,9 +180,10 @@ impl Session {
 
     /// The name servers of the network below the tunnel.
     pub fn names(&self) -> Names {
+        let inner = self.installed.as_ref().map_or(&[][..], Installed::name_servers);
         match self.installed.as_ref().and_then(Installed::resolver_before) {
-            Some(text) => Names::of(&text, self.options.fwmark),
-            None => Names::of_file(&self.options.resolver, self.options.fwmark),
+            Some(text) => Names::of(&text, self.options.fwmark, inner),
+            None => Names::of_file(&self.options.resolver, self.options.fwmark, inner),
         }
     }
 
@@ -441,11 +442,7 @@ impl Session {
         }
         let proven = matches!(self.attempt, Attempt::Waiting { .. });
         self.stale |= !proven; // perhaps the gateway has moved, and this is somebody else's address now
-        let mut cause = cause_of_down(down, remote);
-        // Before the handshake proves who answers, anybody on the path can forge a version
-        // negotiation, a certificate or a close (RFC 9000 section 21.1). That must not end a
-        // session: undoing it would let the traffic that is held out in the clear.
-        cause.verdict &= proven || self.installed.is_none();
+        let cause = if proven { cause_of_down(down, remote) } else { unproven(down, remote, self.installed.is_some()) };
         Some(self.failed("the attempt failed", cause).await)
     }
 

@@ -8,7 +8,7 @@ use nftables::helper::{self, NftablesError};
 use rtnetlink::sys::protocols::NETLINK_NETFILTER;
 use rustix::thread::{CapabilitySet, capabilities};
 use serde_json::{Value, json};
-use tokio::time::{Duration, Instant, sleep_until};
+use tokio::time::{Duration, Instant, sleep_until, timeout};
 
 use super::{Block, GuardError, Packets, Rule};
 use crate::notices::Notices;
@@ -22,6 +22,8 @@ fn table_name(device: &str) -> String {
 
 /// `linux/netfilter/nfnetlink.h`.
 const NFNLGRP_NFTABLES: u32 = 7;
+/// nft waits for others that change tables.
+const APPLIED_WITHIN: Duration = Duration::from_secs(5);
 /// After a change to some table, so that a reload has ended when ours is looked for.
 const QUIET: Duration = Duration::from_millis(100);
 
@@ -52,6 +54,8 @@ impl Guard {
         if self.in_force == wanted && !self.unknown {
             return Ok(());
         }
+        // Until it is done nobody knows: an nft that is given up may still do it.
+        self.unknown = true;
         match &wanted {
             Some(block) => apply(&ruleset(&self.table, block)).await?,
             None => self.lift().await?,
@@ -114,7 +118,11 @@ impl Guard {
 
 async fn apply(commands: &Value) -> Result<(), GuardError> {
     let ruleset = json!({ "nftables": commands }).to_string();
-    match helper::apply_ruleset_raw_async(&ruleset, helper::DEFAULT_NFT, helper::DEFAULT_ARGS).await {
+    let applied = helper::apply_ruleset_raw_async(&ruleset, helper::DEFAULT_NFT, helper::DEFAULT_ARGS);
+    let Ok(applied) = timeout(APPLIED_WITHIN, applied).await else {
+        return Err(GuardError::Refused(format!("nft did not end within {} s", APPLIED_WITHIN.as_secs())));
+    };
+    match applied {
         Ok(_) => Ok(()),
         Err(NftablesError::NftExecution { inner, .. }) if inner.kind() == std::io::ErrorKind::NotFound => {
             Err(GuardError::Missing("nft"))
