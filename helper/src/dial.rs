@@ -27,18 +27,27 @@ pub const HANDSHAKE_WITHIN: Duration = Duration::from_secs(5);
 /// Addresses tried in one attempt.
 const CANDIDATES: usize = 8;
 
+/// An address to dial, and which of the profile's endpoints it belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// Where.
+    pub address: SocketAddr,
+    /// The endpoint's place in the profile; 0 is the preferred one.
+    pub endpoint: usize,
+}
+
 /// The addresses of `host:port` endpoints, in their order, none twice.
 ///
 /// # Errors
 /// E103 when none has an address.
-pub async fn resolve(endpoints: &[String], names: &Names) -> Result<Vec<SocketAddr>, Problem> {
-    let mut found = Vec::new();
-    for endpoint in endpoints {
+pub async fn resolve(endpoints: &[String], names: &Names) -> Result<Vec<Candidate>, Problem> {
+    let mut found: Vec<Candidate> = Vec::new();
+    for (place, endpoint) in endpoints.iter().enumerate() {
         match timeout(RESOLVE_WITHIN, names.lookup(endpoint)).await {
             Ok(Ok(addresses)) => {
                 for address in addresses {
-                    if !found.contains(&address) && found.len() < CANDIDATES {
-                        found.push(address);
+                    if found.iter().all(|known| known.address != address) && found.len() < CANDIDATES {
+                        found.push(Candidate { address, endpoint: place });
                     }
                 }
             }
@@ -147,7 +156,8 @@ mod tests {
     async fn addresses_need_no_name_server_and_keep_their_order() {
         let endpoints = ["[2001:db8::1]:443".into(), "192.0.2.1:4433".into(), "192.0.2.1:4433".into()];
         let found = resolve(&endpoints, &Names::of(b"", 0, &[])).await.unwrap();
-        assert_eq!(found, ["[2001:db8::1]:443".parse().unwrap(), "192.0.2.1:4433".parse().unwrap()] as [SocketAddr; 2]);
+        let candidate = |address: &str, endpoint| Candidate { address: address.parse().unwrap(), endpoint };
+        assert_eq!(found, [candidate("[2001:db8::1]:443", 0), candidate("192.0.2.1:4433", 1)]);
         assert_eq!(endpoints.each_ref().map(|e| host(e)), ["2001:db8::1", "192.0.2.1", "192.0.2.1"]);
     }
 

@@ -51,7 +51,7 @@ async fn candidates(invitation: &Invitation, names: &Names) -> Result<Vec<(Socke
     let mut last = Problem::new(code::NAME);
     for endpoint in &invitation.endpoints {
         match resolve(std::slice::from_ref(endpoint), names).await {
-            Ok(found) => candidates.extend(found.into_iter().map(|address| (address, host(endpoint).to_owned()))),
+            Ok(found) => candidates.extend(found.into_iter().map(|it| (it.address, host(endpoint).to_owned()))),
             Err(problem) => last = problem,
         }
     }

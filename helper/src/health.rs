@@ -18,6 +18,9 @@ pub const BUSY_EVERY: Duration = Duration::from_secs(1);
 pub const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// So many echoes without an answer mean that the link is dead.
 pub const MISSED: u32 = 3;
+/// So many where something else comes back: the way there may be gone and the way back not, so that the other side
+/// only repeats itself; or the path loses much.
+pub const MISSED_HEARING: u32 = 5;
 
 /// Inner packets that have crossed a link.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -45,6 +48,8 @@ pub struct Health {
     heard: Instant,
     /// An echo is out.
     waiting: bool,
+    /// Something else has come back since it went out.
+    hearing: bool,
     missed: u32,
     busy: bool,
     receiving: bool,
@@ -58,6 +63,7 @@ impl Health {
             last: Counters::default(),
             heard: now,
             waiting: false,
+            hearing: false,
             missed: 0,
             busy: false,
             receiving: false,
@@ -100,11 +106,14 @@ impl Health {
         self.last = counters;
         self.busy = sending || receiving;
         if receiving {
-            self.on_heard(now);
-            self.next = now + LOOK_EVERY;
-            return None;
+            self.heard = now;
         }
         if self.waiting {
+            self.hearing |= receiving;
+            return None;
+        }
+        if receiving {
+            self.next = now + LOOK_EVERY;
             return None;
         }
         if sending || stopped || now.saturating_duration_since(self.heard) >= IDLE_EVERY {
@@ -123,14 +132,14 @@ impl Health {
             return Verdict::Alive(vec![Action::Inspect]);
         }
         self.missed += 1;
-        if self.missed >= MISSED {
+        if self.missed >= if self.hearing { MISSED_HEARING } else { MISSED } {
             return Verdict::Dead;
         }
         Verdict::Alive(vec![Action::Inspect, Action::Echo])
     }
 
     fn on_heard(&mut self, now: Instant) {
-        (self.heard, self.waiting, self.missed) = (now, false, 0);
+        (self.heard, self.waiting, self.hearing, self.missed) = (now, false, false, 0);
     }
 }
 
@@ -210,6 +219,19 @@ mod tests {
         assert_eq!(link.expire(true), Some(true));
         assert!(link.now - stopped < Duration::from_secs(1));
         assert!(link.health.poll_timeout() - link.now > Duration::from_secs(20), "it rests");
+    }
+
+    #[test]
+    fn a_peer_that_only_repeats_itself_is_found_out() {
+        let mut link = Link::new();
+        for step in 0.. {
+            link.counters.sent += 1;
+            link.counters.received += u64::from(step % 2 == 0); // its retransmissions, further and further apart
+            if link.expire(false).is_none() {
+                break;
+            }
+        }
+        assert!(link.elapsed() <= Duration::from_secs(8), "{:?}", link.elapsed());
     }
 
     #[test]

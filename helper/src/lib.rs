@@ -8,6 +8,7 @@
 
 pub mod caller;
 pub mod clock;
+pub mod detour;
 pub mod dns;
 pub mod files;
 pub mod guard;

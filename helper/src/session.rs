@@ -20,7 +20,7 @@ use culvert_tunnel::stats::{Drops, LinkStats};
 use culvert_tunnel::transport::{ClientTransport, Tuning};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::dial::{self, DIAL_NEXT_AFTER, HANDSHAKE_WITHIN, cause_of_down, cause_of_refusal, unproven};
+use crate::dial::{self, Candidate, DIAL_NEXT_AFTER, HANDSHAKE_WITHIN, cause_of_down, cause_of_refusal, unproven};
 use crate::health::Counters;
 use crate::install::Installed;
 use crate::journal::Journal;
@@ -53,7 +53,7 @@ pub enum Occurrence {
     /// The shard says something; `None` when its thread has ended.
     Shard(Option<Event>),
     /// The gateway's name has addresses, or not.
-    Resolved(Result<Vec<SocketAddr>, Problem>),
+    Resolved(Result<Vec<Candidate>, Problem>),
     /// A deadline of the attempt has passed.
     Due,
 }
@@ -63,10 +63,12 @@ pub enum Occurrence {
 struct Live {
     link: LinkId,
     remote: SocketAddr,
+    /// Which of the profile's endpoints that is.
+    endpoint: usize,
     welcome: Box<Welcome>,
 }
 
-type Resolving = Pin<Box<dyn Future<Output = Result<Vec<SocketAddr>, Problem>> + Send>>;
+type Resolving = Pin<Box<dyn Future<Output = Result<Vec<Candidate>, Problem>> + Send>>;
 
 /// How far an attempt has come.
 enum Attempt {
@@ -74,13 +76,14 @@ enum Attempt {
     Resolving(Resolving),
     /// Handshakes under way; more candidates may follow.
     Dialling {
-        links: Vec<(LinkId, SocketAddr)>,
-        waiting: std::vec::IntoIter<SocketAddr>,
+        links: Vec<(LinkId, Candidate)>,
+        waiting: std::vec::IntoIter<Candidate>,
         due: Instant,
     },
     /// Hello is said.
     Waiting {
         established: Box<Established>,
+        endpoint: usize,
         due: Instant,
     },
 }
@@ -96,7 +99,7 @@ pub struct Session {
     installed: Option<Installed>,
     /// Addresses that answered for this profile; the name cannot be looked up while the resolver
     /// is behind a tunnel that is down.
-    known: Vec<SocketAddr>,
+    known: Vec<Candidate>,
     /// None of `known` led to the gateway the last time: look its name up again.
     stale: bool,
 }
@@ -157,7 +160,7 @@ impl Session {
     pub fn towards(&self) -> Vec<IpAddr> {
         match &self.live {
             Some(live) => vec![live.remote.ip()],
-            None => self.known.iter().map(SocketAddr::ip).collect(),
+            None => self.known.iter().map(|candidate| candidate.address.ip()).collect(),
         }
     }
 
@@ -209,7 +212,9 @@ impl Session {
         match occurrence {
             Occurrence::Resolved(Ok(candidates)) => self.dial(candidates).await,
             // The resolver may be the gateway's own, behind the tunnel that is down.
-            Occurrence::Resolved(Err(_)) if self.installed.is_some() && !self.known.is_empty() => {
+            Occurrence::Resolved(Err(_))
+                if self.live.is_none() && self.installed.is_some() && !self.known.is_empty() =>
+            {
                 self.dial(self.known.clone()).await
             }
             Occurrence::Resolved(Err(problem)) => Some(self.failed("the name has no address", network(problem)).await),
@@ -229,6 +234,7 @@ impl Session {
     pub async fn perform(&mut self, action: Action) -> Option<Input> {
         match action {
             Action::Attempt | Action::Beside => self.begin().await,
+            Action::Prefer => self.begin_preferred().await,
             Action::Enough => {
                 self.give_up("the link before it works").await;
                 None
@@ -302,8 +308,20 @@ impl Session {
         None
     }
 
-    async fn dial(&mut self, candidates: Vec<SocketAddr>) -> Option<Input> {
-        self.known = candidates.clone();
+    /// Looks for the gateway at the endpoints before the one in use.
+    async fn begin_preferred(&mut self) -> Option<Input> {
+        let (Some(profile), Some(live)) = (&self.profile, &self.live) else { return None };
+        let (endpoints, names) = (profile.endpoints[..live.endpoint].to_vec(), self.names());
+        self.attempt = Attempt::Resolving(Box::pin(async move { dial::resolve(&endpoints, &names).await }));
+        None
+    }
+
+    async fn dial(&mut self, candidates: Vec<Candidate>) -> Option<Input> {
+        // What is known of other endpoints stays known.
+        self.known.retain(|known| {
+            candidates.iter().all(|new| new.address != known.address && new.endpoint != known.endpoint)
+        });
+        self.known.splice(0..0, candidates.iter().copied());
         self.attempt = Attempt::Dialling { links: Vec::new(), waiting: candidates.into_iter(), due: Instant::now() };
         self.dial_next().await.or(Some(Input::Reached(Step::Handshake)))
     }
@@ -317,12 +335,13 @@ impl Session {
         let server_name = self.profile.as_ref()?.server_name.clone();
         let handle = self.shard.as_ref()?.handle.clone();
         let Attempt::Dialling { links, waiting, due } = &mut self.attempt else { return None };
-        let remote = waiting.next()?;
+        let candidate = waiting.next()?;
+        let remote = candidate.address;
         *due = Instant::now() + if waiting.len() == 0 { HANDSHAKE_WITHIN } else { DIAL_NEXT_AFTER };
         tracing::debug!(%remote, "dialling");
         match handle.dial(remote, server_name, transport).await {
             Ok(link) => {
-                links.push((link, remote));
+                links.push((link, candidate));
                 None
             }
             Err(_) if waiting.len() > 0 => {
@@ -349,7 +368,7 @@ impl Session {
         match &mut self.attempt {
             Attempt::Dialling { waiting, .. } if waiting.len() > 0 => self.dial_next().await,
             Attempt::Dialling { links, .. } => {
-                let tried: Vec<String> = links.iter().map(|(_, remote)| remote.to_string()).collect();
+                let tried: Vec<String> = links.iter().map(|(_, candidate)| candidate.address.to_string()).collect();
                 let sentence = format!("No reply from {} for {} s", tried.join(", "), HANDSHAKE_WITHIN.as_secs());
                 self.stale = true;
                 let cause = network(Problem::new(code::NO_ANSWER).because(sentence));
@@ -400,6 +419,8 @@ impl Session {
             self.close(link, "not needed").await;
             return None;
         };
+        let endpoint =
+            links.iter().find(|(dialled, _)| *dialled == link).map_or(0, |(_, candidate)| candidate.endpoint);
         let others: Vec<LinkId> = links.iter().map(|(other, _)| *other).filter(|other| *other != link).collect();
         for other in others {
             self.close(other, "another address was faster").await;
@@ -410,7 +431,8 @@ impl Session {
             platform: std::env::consts::OS.into(),
         });
         self.say(link, &hello).await;
-        self.attempt = Attempt::Waiting { established: Box::new(established), due: Instant::now() + WELCOME_WITHIN };
+        let due = Instant::now() + WELCOME_WITHIN;
+        self.attempt = Attempt::Waiting { established: Box::new(established), endpoint, due };
         Some(Input::Reached(Step::Welcome))
     }
 
@@ -486,7 +508,7 @@ impl Session {
     }
 
     async fn on_welcome(&mut self, link: LinkId, welcome: Welcome) -> Option<Input> {
-        let Attempt::Waiting { established, .. } = std::mem::replace(&mut self.attempt, Attempt::None) else {
+        let Attempt::Waiting { established, endpoint, .. } = std::mem::replace(&mut self.attempt, Attempt::None) else {
             return None;
         };
         if let Err(problem) = self.install(&welcome).await {
@@ -497,12 +519,12 @@ impl Session {
         self.send(Command::Admit { link, lease }).await;
         tracing::info!(remote = %established.remote, gateway = welcome.gateway, "the gateway says welcome");
         // The address that answered goes first next time.
-        self.known.sort_by_key(|address| *address != established.remote);
-        let live = Live { link, remote: established.remote, welcome: Box::new(welcome) };
+        self.known.sort_by_key(|known| known.address != established.remote);
+        let live = Live { link, remote: established.remote, endpoint, welcome: Box::new(welcome) };
         if let Some(old) = self.live.replace(live) {
             self.close(old.link, "another link has taken its place").await;
         }
-        Some(Input::Ready)
+        Some(Input::Ready { preferred: endpoint == 0 })
     }
 
     async fn on_reconfigure(&mut self, welcome: Welcome) -> Option<Input> {
@@ -626,7 +648,7 @@ async fn receive(shard: Option<&mut RunningShard<Tun>>) -> Option<Event> {
     }
 }
 
-async fn resolved(resolving: Option<&mut Resolving>) -> Result<Vec<SocketAddr>, Problem> {
+async fn resolved(resolving: Option<&mut Resolving>) -> Result<Vec<Candidate>, Problem> {
     match resolving {
         Some(resolving) => resolving.await,
         None => std::future::pending().await,

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use culvert_protocol::{Problem, State, Step, Timestamp, code};
 
+use crate::detour::Detour;
 use crate::health::{Counters, Health, Verdict};
 use crate::roam::{Roam, Test};
 
@@ -50,7 +51,10 @@ pub enum Input {
     /// The attempt under way has come this far.
     Reached(Step),
     /// The gateway said welcome and this machine is set up for it.
-    Ready,
+    Ready {
+        /// At the endpoint that the profile names first.
+        preferred: bool,
+    },
     /// An echo came back through the tunnel.
     Echo,
     /// Packets go out on a link that may have rested.
@@ -61,7 +65,7 @@ pub enum Input {
     PathGone,
     /// This machine, or this program, has slept.
     Woke,
-    /// The attempt beside a link that is still there ended; answers [`Action::Beside`].
+    /// The attempt beside a link that is still there ended; answers [`Action::Beside`] and [`Action::Prefer`].
     Missed(Cause),
     /// What has crossed so far; answers [`Action::Inspect`].
     Counters(Counters),
@@ -95,6 +99,8 @@ pub enum Action {
     Rebind,
     /// Begin an attempt and keep the link meanwhile. The first of them that answers stays.
     Beside,
+    /// Begin an attempt at the endpoints that the profile names before the one in use, and keep the link meanwhile.
+    Prefer,
     /// Give up the attempt beside the link.
     Enough,
     /// Send an echo.
@@ -123,6 +129,7 @@ enum Phase {
     Probing {
         deadline: Instant,
         again: Instant,
+        preferred: bool,
     },
     /// The next attempt waits for its time.
     Waiting {
@@ -136,6 +143,8 @@ enum Phase {
         health: Health,
         /// The path has changed, and the link must show that it still works.
         roam: Option<Roam>,
+        /// The link is not at the endpoint that the profile names first.
+        detour: Option<Detour>,
     },
     /// Changes are being undone; then comes failure, or another connection, or rest.
     Undoing {
@@ -211,11 +220,12 @@ impl Supervisor {
     pub fn poll_timeout(&self) -> Option<Instant> {
         match &self.phase {
             Phase::Trying { deadline, .. } => Some(*deadline),
-            Phase::Probing { deadline, again } => Some(*again.min(deadline)),
+            Phase::Probing { deadline, again, .. } => Some(*again.min(deadline)),
             Phase::Waiting { until, .. } => Some(*until),
-            Phase::Up { health, roam, .. } => {
-                let tests = roam.as_ref().map(Roam::poll_timeout);
-                Some(tests.map_or(health.poll_timeout(), |due| due.min(health.poll_timeout())))
+            Phase::Up { health, roam, detour, .. } => {
+                let test = roam.as_ref().map(Roam::poll_timeout);
+                let back = detour.as_ref().and_then(Detour::poll_timeout);
+                [test, back].into_iter().flatten().chain([health.poll_timeout()]).min()
             }
             Phase::NotEnrolled | Phase::Disconnected | Phase::Failed { .. } | Phase::Undoing { .. } => None,
         }
@@ -244,7 +254,7 @@ impl Supervisor {
                 }
                 vec![]
             }
-            Input::Ready => self.on_ready(now),
+            Input::Ready { preferred } => self.on_ready(preferred, now),
             Input::Echo => self.on_echo(now),
             Input::Sending => {
                 if let Phase::Up { health, .. } = &mut self.phase {
@@ -306,25 +316,28 @@ impl Supervisor {
         }
     }
 
-    fn on_ready(&mut self, now: Now) -> Vec<Action> {
+    fn on_ready(&mut self, preferred: bool, now: Now) -> Vec<Action> {
         match &mut self.phase {
             Phase::Trying { .. } => {}
-            // The link beside the one that did not answer is the link now.
-            Phase::Up { health, roam: roam @ Some(_), .. } => {
+            // The link beside the one that did not answer, or was a detour, is the link now.
+            Phase::Up { health, roam, detour, .. } => {
                 *roam = None;
+                *detour = (!preferred).then(|| Detour::new(now.mono));
                 *health = Health::untested(now.mono);
                 return vec![Action::Echo];
             }
             _ => return vec![],
         }
-        self.phase = Phase::Probing { deadline: now.mono + ECHO_WITHIN, again: now.mono + ECHO_AGAIN };
+        let (deadline, again) = (now.mono + ECHO_WITHIN, now.mono + ECHO_AGAIN);
+        self.phase = Phase::Probing { deadline, again, preferred };
         vec![Action::Echo]
     }
 
     fn on_echo(&mut self, now: Now) -> Vec<Action> {
         match &mut self.phase {
-            Phase::Probing { .. } => {
-                self.phase = Phase::Up { since: now, health: Health::new(now.mono), roam: None };
+            Phase::Probing { preferred, .. } => {
+                let detour = (!*preferred).then(|| Detour::new(now.mono));
+                self.phase = Phase::Up { since: now, health: Health::new(now.mono), roam: None, detour };
             }
             Phase::Up { health, roam, .. } => {
                 health.on_echo(now.mono);
@@ -340,9 +353,11 @@ impl Supervisor {
     /// The path is another one, or may be. `doubt`: why the link may be gone, if that is likely.
     fn on_path(&mut self, doubt: Option<Problem>, now: Now) -> Vec<Action> {
         match &mut self.phase {
-            Phase::Up { health, roam, .. } => {
+            Phase::Up { health, roam, detour, .. } => {
                 // An attempt on the old path may wait for long.
-                let old = roam.replace(Roam::new(doubt, now.mono)).filter(Roam::is_beside).map(|_| Action::Enough);
+                let was_beside = roam.replace(Roam::new(doubt, now.mono)).is_some_and(|roam| roam.is_beside());
+                let was_back = detour.as_mut().is_some_and(|detour| detour.on_ended(now.mono));
+                let old = (was_beside || was_back).then_some(Action::Enough);
                 health.on_tested(now.mono);
                 old.into_iter().chain([Action::Rebind, Action::Echo]).collect()
             }
@@ -363,7 +378,10 @@ impl Supervisor {
     fn on_missed(&mut self, cause: Cause, now: Now, random: u64) -> Vec<Action> {
         match &mut self.phase {
             Phase::Up { .. } if cause.verdict => self.undo(Some(cause.problem)),
-            Phase::Up { roam, .. } => {
+            Phase::Up { roam, detour, .. } => {
+                if let Some(detour) = detour {
+                    detour.on_ended(now.mono);
+                }
                 if let Some(roam) = roam {
                     roam.on_missed(now.mono);
                 }
@@ -377,12 +395,14 @@ impl Supervisor {
     fn on_lost(&mut self, cause: Cause, now: Now, random: u64) -> Vec<Action> {
         match &self.phase {
             Phase::Trying { .. } | Phase::Probing { .. } => {}
-            Phase::Up { since, roam, .. } => {
+            Phase::Up { since, roam, detour, .. } => {
                 if now.mono.saturating_duration_since(since.mono) >= HEALTHY_AFTER {
                     self.attempts = 0;
                 }
                 // The attempt beside it goes on.
-                if !cause.verdict && roam.as_ref().is_some_and(Roam::is_beside) {
+                let is_beside =
+                    roam.as_ref().is_some_and(Roam::is_beside) || detour.as_ref().is_some_and(Detour::is_under_way);
+                if !cause.verdict && is_beside {
                     self.cause = Some(cause.problem);
                     self.phase = Phase::Trying { step: Step::Handshake, deadline: now.mono + ATTEMPT_WITHIN };
                     return vec![];
@@ -432,7 +452,7 @@ impl Supervisor {
         match &mut self.phase {
             Phase::Waiting { .. } => self.attempt(now),
             Phase::Trying { .. } => self.on_lost(silent("The attempt to connect took too long"), now, random),
-            Phase::Probing { deadline, again } if now.mono < *deadline => {
+            Phase::Probing { deadline, again, .. } if now.mono < *deadline => {
                 *again = now.mono + ECHO_AGAIN;
                 vec![Action::Echo]
             }
@@ -445,6 +465,12 @@ impl Supervisor {
                 Test::Echo => vec![Action::Echo],
                 Test::Beside => vec![Action::Echo, Action::Beside],
             },
+            Phase::Up { roam: None, detour: Some(detour), .. }
+                if detour.poll_timeout().is_some_and(|due| now.mono >= due) =>
+            {
+                detour.on_timeout();
+                vec![Action::Prefer]
+            }
             Phase::Up { health, .. } => match health.on_timeout(now.mono) {
                 Verdict::Alive(actions) => actions,
                 Verdict::Dead => self.on_lost(silent("Nothing comes back through the tunnel"), now, random),
@@ -489,7 +515,7 @@ mod tests {
         it.give(Input::Reached(Step::Welcome));
         it.give(Input::Echo); // a stray one
         assert_eq!(it.state(), State::Connecting { step: Step::Welcome });
-        assert_eq!(it.give(Input::Ready), [Action::Echo]);
+        assert_eq!(it.give(Input::Ready { preferred: true }), [Action::Echo]);
         assert_eq!(it.state(), State::Connecting { step: Step::Echo });
         it.give(Input::Echo);
         assert!(it.state().is_connected());
@@ -499,7 +525,7 @@ mod tests {
     fn a_lost_first_echo_is_sent_again_and_no_echo_at_all_is_no_connection() {
         let mut it = Bench::new();
         it.give(Input::Connect);
-        it.give(Input::Ready);
+        it.give(Input::Ready { preferred: true });
         assert_eq!(it.expire(), [Action::Echo]);
         assert_eq!(it.expire(), [Action::Echo]);
         while let State::Connecting { .. } = it.state() {
@@ -536,7 +562,7 @@ mod tests {
             assert!(matches!(it.state(), State::Reconnecting { attempt: a, .. } if a == attempt));
             it.expire();
         }
-        it.give(Input::Ready);
+        it.give(Input::Ready { preferred: true });
         it.give(Input::Echo);
         it.now.mono += HEALTHY_AFTER;
         it.give(network_cause());
@@ -548,7 +574,7 @@ mod tests {
         let mut it = Bench::new();
         it.give(Input::Connect);
         for attempt in 1..=5 {
-            it.give(Input::Ready);
+            it.give(Input::Ready { preferred: true });
             it.give(Input::Echo);
             it.give(network_cause());
             assert!(matches!(it.state(), State::Reconnecting { attempt: a, .. } if a == attempt));
@@ -586,7 +612,7 @@ mod tests {
     fn traffic_is_held_back_from_the_wish_to_connect_to_the_wish_to_disconnect() {
         let mut it = Bench::new();
         assert!(!it.supervisor.holds());
-        for input in [Input::Connect, Input::Ready, Input::Echo, network_cause(), Input::PathGone] {
+        for input in [Input::Connect, Input::Ready { preferred: true }, Input::Echo, network_cause(), Input::PathGone] {
             it.give(input);
             assert!(it.supervisor.holds(), "{:?}", it.state());
         }
@@ -676,7 +702,7 @@ mod tests {
         assert!(it.elapsed() - changed <= Duration::from_secs(1));
         assert!(it.state().is_connected(), "nothing is known to be lost");
         it.give(Input::Reached(Step::Welcome));
-        assert_eq!(it.give(Input::Ready), [Action::Echo], "the new link is tested, too");
+        assert_eq!(it.give(Input::Ready { preferred: true }), [Action::Echo], "the new link is tested, too");
         it.give(Input::Echo);
         assert!(it.state().is_connected());
     }
@@ -697,7 +723,7 @@ mod tests {
         while !it.expire().contains(&Action::Beside) {}
         assert_eq!(it.give(network_cause()), [], "the link is lost, the attempt goes on");
         assert_eq!(it.state().word(), "reconnecting");
-        assert_eq!(it.give(Input::Ready), [Action::Echo]);
+        assert_eq!(it.give(Input::Ready { preferred: true }), [Action::Echo]);
         it.give(Input::Echo);
         assert!(it.state().is_connected());
     }
@@ -784,6 +810,40 @@ mod tests {
         assert_eq!(it.state().word(), "reconnecting");
         it.give(Input::Echo);
         assert!(it.state().is_connected());
+    }
+
+    #[test]
+    fn a_detour_is_left_for_the_preferred_endpoint_without_a_gap() {
+        let mut it = Bench::new();
+        for input in [Input::Connect, Input::Ready { preferred: false }, Input::Echo] {
+            it.give(input);
+        }
+        let up = it.elapsed();
+        it.until(Action::Prefer);
+        assert!(it.elapsed() - up <= Duration::from_secs(60));
+        assert!(it.state().is_connected());
+        it.give(Input::Missed(no_answer()));
+        let missed = it.elapsed();
+        it.until(Action::Prefer);
+        assert!(it.elapsed() - missed >= Duration::from_secs(60), "and not all the time");
+        assert_eq!(it.give(Input::Ready { preferred: true }), [Action::Echo]);
+        it.give(Input::Echo);
+        assert!(it.state().is_connected());
+        for _ in 0..1000 {
+            assert!(!it.expire_answered().contains(&Action::Prefer), "it has arrived");
+        }
+    }
+
+    #[test]
+    fn a_link_that_is_lost_while_the_preferred_endpoint_is_tried_waits_for_that() {
+        let mut it = Bench::new();
+        for input in [Input::Connect, Input::Ready { preferred: false }, Input::Echo] {
+            it.give(input);
+        }
+        it.until(Action::Prefer);
+        assert_eq!(it.give(network_cause()), []);
+        assert_eq!(it.state().word(), "reconnecting");
+        assert_eq!(it.give(Input::Ready { preferred: true }), [Action::Echo]);
     }
 
     #[test]
@@ -874,7 +934,7 @@ mod tests {
 
         fn connected() -> Self {
             let mut it = Self::new();
-            for input in [Input::Connect, Input::Ready, Input::Echo] {
+            for input in [Input::Connect, Input::Ready { preferred: true }, Input::Echo] {
                 it.give(input);
             }
             it
@@ -889,6 +949,22 @@ mod tests {
         fn expire(&mut self) -> Vec<Action> {
             self.now.mono = self.supervisor.poll_timeout().expect("a timeout is pending");
             self.give(Input::Timeout)
+        }
+
+        /// The same with a gateway that answers echoes and counters that stand still.
+        fn expire_answered(&mut self) -> Vec<Action> {
+            let mut actions = self.expire();
+            if actions.contains(&Action::Inspect) {
+                actions.extend(self.give(Input::Counters(Counters::default())));
+            }
+            if actions.contains(&Action::Echo) {
+                actions.extend(self.give(Input::Echo));
+            }
+            actions
+        }
+
+        fn until(&mut self, wanted: Action) {
+            while !self.expire_answered().contains(&wanted) {}
         }
 
         /// One input of any kind, as the shell would give it.
@@ -931,8 +1007,8 @@ mod tests {
             Just(Input::Disconnect),
             Just(Input::Enrolled),
             Just(Input::Reached(Step::Handshake)),
-            Just(Input::Ready),
-            Just(Input::Ready),
+            Just(Input::Ready { preferred: true }),
+            Just(Input::Ready { preferred: false }),
             Just(Input::Echo),
             Just(Input::Echo),
             (0u64..3, 0u64..3).prop_map(|(sent, received)| Input::Counters(Counters { sent, received })),

@@ -205,7 +205,7 @@ impl Herd {
             Event::Frame { link, payload } if stage.link() == Some(link) => match control::decode(&payload) {
                 Ok(FromServer::Welcome(_)) if matches!(stage, Stage::Hello { .. }) => {
                     self.clients[client].stage = Stage::Live(link);
-                    self.give(now, client, Input::Ready, "");
+                    self.give(now, client, Input::Ready { preferred: true }, "");
                 }
                 Ok(FromServer::Refused(refused)) => {
                     self.hang_up(now, client);
@@ -273,7 +273,7 @@ impl Herd {
             }
             // No inner packets: it rests.
             // No client here ever hears that its path has changed.
-            Action::Rebind | Action::Beside | Action::Enough => None,
+            Action::Rebind | Action::Beside | Action::Prefer | Action::Enough => None,
             Action::Inspect => Some(Input::Counters(Counters::default())),
             Action::Undo => {
                 self.hang_up(now, client);
