@@ -9,10 +9,12 @@ use culvert_protocol::{Code, Problem, code};
 use culvert_tunnel::close::{Close, Down, ECode};
 use culvert_tunnel::control::Refused;
 use culvert_tunnel::device::linux::Tun;
+use culvert_tunnel::identity::Credential;
 use culvert_tunnel::shard::cid::CidKey;
 use culvert_tunnel::shard::engine::Role;
 use culvert_tunnel::shard::{RunningShard, ShardConfig, spawn};
 use culvert_tunnel::socket::{SocketOptions, bind};
+use culvert_tunnel::transport::{ClientTransport, Tuning};
 use tokio::time::timeout;
 
 use crate::names::Names;
@@ -92,6 +94,22 @@ pub fn open_socket(fwmark: u32) -> io::Result<UdpSocket> {
         }
         bound => bound,
     }
+}
+
+/// The transport of a session: both ends prove who they are.
+///
+/// # Errors
+/// E303 for an identity that cannot be used.
+pub fn transport(credential: &Credential) -> Result<ClientTransport, Problem> {
+    let authority = credential.chain().last().ok_or_else(|| Problem::new(code::UNKNOWN))?;
+    ClientTransport::session(authority, credential.chain().to_vec(), credential.private_key(), Tuning::default())
+        .map_err(|error| damaged(&error))
+}
+
+/// The stored identity cannot be used.
+pub fn damaged(error: &dyn std::error::Error) -> Problem {
+    let sentence = format!("The stored identity cannot be used: {error}");
+    Problem::new(code::UNKNOWN).word("damaged_profile").because(sentence)
 }
 
 /// An OS error in the catalogue's terms.

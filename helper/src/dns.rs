@@ -114,6 +114,16 @@ impl DnsGuard {
         self.note.as_deref()
     }
 
+    /// True while what was put in force is there, as far as that can be seen.
+    pub fn is_in_force(&self) -> bool {
+        match &self.made {
+            Some(Made::File { change, .. }) => resolv_conf::is_ours(change),
+            #[cfg(target_os = "linux")]
+            Some(Made::Resolvconf { .. } | Made::Resolved(_)) => true,
+            None => false,
+        }
+    }
+
     /// Puts the resolver back as it was, unless somebody else has changed it since.
     ///
     /// # Errors

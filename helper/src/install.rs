@@ -108,6 +108,11 @@ impl Installed {
         self.servers.as_ref().map_or(&[], |servers| &servers.servers)
     }
 
+    /// Names are looked up at the gateway, as far as that can be seen.
+    pub fn looks_up_names_inside(&self) -> bool {
+        self.dns.as_ref().is_some_and(DnsGuard::is_in_force)
+    }
+
     /// The resolver's file as the network wants it, where the gateway's servers have taken its place.
     pub fn resolver_before(&self) -> Option<Vec<u8>> {
         self.dns.as_ref().and_then(DnsGuard::before)

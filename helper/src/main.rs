@@ -6,13 +6,17 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
+use culvert_helper::logs::Logs;
 use culvert_helper::service::Service;
 use culvert_helper::session::{DEFAULT_DEVICE, Options};
 use culvert_helper::socket::{CONNECTIONS, Shared, Socket};
 use culvert_protocol::DEFAULT_SOCKET;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer};
 
 /// Gives memory back to the OS after a burst, where glibc keeps it.
 #[global_allocator]
@@ -84,11 +88,15 @@ fn start() -> anyhow::Result<()> {
     let level = if let Command::Run(run) = &command { &run.log_level } else { "info" };
     let filter = EnvFilter::try_new(level).context("--log-level")?;
     let colour = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(colour).with_env_filter(filter).init();
+    let stderr = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(colour).with_filter(filter);
+    let logs = Logs::default();
+    // Every step of ours, and what others think is amiss.
+    let ours = Targets::new().with_default(LevelFilter::WARN).with_target("culvert", LevelFilter::DEBUG);
+    tracing_subscriber::registry().with(stderr).with(logs.clone().with_filter(ours)).init();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("the runtime")?;
     runtime.block_on(async {
         match command {
-            Command::Run(run) => serve(run).await,
+            Command::Run(run) => serve(run, logs).await,
             Command::Recover { state_dir, device_name } => recover(&state_dir, &device_name).await,
         }
     })
@@ -102,7 +110,7 @@ async fn recover(state_dir: &std::path::Path, device: &str) -> anyhow::Result<()
     Ok(())
 }
 
-async fn serve(run: Run) -> anyhow::Result<()> {
+async fn serve(run: Run, logs: Logs) -> anyhow::Result<()> {
     let options = Options { fwmark: run.fwmark, device: run.device_name, resolver: PathBuf::from("/etc/resolv.conf") };
     // Before anything is changed: the default of each is to end the process with all in force, and
     // SIGHUP comes from a terminal that is closed.
@@ -115,7 +123,7 @@ async fn serve(run: Run) -> anyhow::Result<()> {
         format!("cannot use {} (run as root, or choose another with --state-dir)", run.state_dir.display())
     })?;
     let (asked, requests) = mpsc::channel(CONNECTIONS);
-    let shared = Shared { asked, changes: service.changes(), allowed: run.allowed.into() };
+    let shared = Shared { asked, changes: service.changes(), allowed: run.allowed.into(), logs };
     tracing::info!(socket = %run.socket.display(), "ready");
     tokio::select! {
         () = service.run(requests, stop) => {}

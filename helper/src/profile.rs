@@ -184,6 +184,9 @@ impl Profiles {
         if !is_name(name) || !self.file(name).exists() {
             return Err(io::ErrorKind::NotFound.into());
         }
+        if self.default_name()?.as_deref() == Some(name) {
+            files::remove(&self.dir.join("default"))?;
+        }
         files::remove(&self.file(name))
     }
 

@@ -2,12 +2,15 @@
 //!
 //! | request | who | what |
 //! |---|---|---|
-//! | `hello`, `version` | anybody allowed on the socket | answered by `socket` |
+//! | `hello`, `version` | any user of this machine | answered by `socket` |
 //! | `status`, `watch` | the same | a snapshot; nothing is changed |
-//! | `enrol` | the same | one at a time, beside a live session |
+//! | `enrol` | root, and users it was told of | one at a time, beside a live session |
 //! | `connect`, `disconnect` | the same | a wish for the supervisor; answered before it is fulfilled |
 //! | `profiles`, `rename_profile`, `remove_profile`, `default_profile` | the same | never the one in use |
 //! | `settings`, `set` | the same | what is chosen; in force before it is answered |
+//! | `forget` | the same | everything is undone and forgotten |
+//! | `doctor` | the same | one at a time; nothing is changed |
+//! | `logs` | the same | answered by `socket` |
 
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -16,14 +19,18 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use culvert_protocol::{
-    Blocking, Certificate, Change, Dropped, Event, Gateway, KillSwitch, Path as PathFacts, Problem, ProfileFacts,
-    Protection, Request, SCHEMA, Settings as Chosen, SettingsChange, State, Status, Timestamp, Traffic, code,
+    Blocking, Certificate, Change, Check, CheckId, DOCTOR_WITHIN, Diagnosis, Dropped, Event, Finding, Gateway,
+    KillSwitch, Path as PathFacts, Problem, ProfileFacts, Protection, Request, SCHEMA, Settings as Chosen,
+    SettingsChange, State, Status, Timestamp, Traffic, code,
 };
+use culvert_tunnel::stats::LinkStats;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::clock::{Slept, elapsed};
 use crate::dns;
+use crate::doctor::look::{Known, Link, look};
+use crate::doctor::{examine, well};
 use crate::enrol::enrol;
 use crate::guard::{Block, Guard};
 use crate::install::Installed;
@@ -39,6 +46,9 @@ use crate::wish::{self, WishFile};
 
 /// An enrolment under way: who waits for it, and what came of it.
 type Enrolling = (oneshot::Sender<Event>, Result<Profile, Problem>);
+
+/// A diagnosis under way.
+type Diagnosing = (oneshot::Sender<Event>, Diagnosis);
 
 /// The helper's one task.
 #[derive(Debug)]
@@ -59,6 +69,7 @@ pub struct Service {
     slept: Slept,
     inputs: VecDeque<Input>,
     enrolling: JoinSet<Enrolling>,
+    diagnosing: JoinSet<Diagnosing>,
     changes: watch::Sender<Change>,
 }
 
@@ -110,6 +121,7 @@ impl Service {
             slept: Slept::new(Instant::now(), elapsed()),
             inputs,
             enrolling: JoinSet::new(),
+            diagnosing: JoinSet::new(),
             changes,
         })
     }
@@ -145,6 +157,11 @@ impl Service {
                     if let Ok((waiting, result)) = done {
                         let event = self.on_enrolled(result).unwrap_or_else(Event::Error);
                         let _ = waiting.send(event); // a caller that left learns it from `status`
+                    }
+                }
+                Some(done) = self.diagnosing.join_next() => {
+                    if let Ok((waiting, diagnosis)) = done {
+                        let _ = waiting.send(Event::Diagnosis(Box::new(diagnosis))); // or nobody waits any more
                     }
                 }
                 () = &mut stop => break,
@@ -211,6 +228,15 @@ impl Service {
                 .and_then(|()| self.profile_facts()),
             Request::Settings => Ok(Event::Settings(self.settings.now().clone())),
             Request::Set(change) => self.on_set(&change).await,
+            Request::Forget { keep_identity } => self.on_forget(keep_identity).await,
+            Request::Doctor => match self.known().await {
+                Ok(known) => {
+                    let (answer, began) = (asked.answer, Instant::now());
+                    self.diagnosing.spawn(async move { (answer, diagnose(known, began).await) });
+                    return;
+                }
+                Err(problem) => Err(problem),
+            },
             Request::Enrol { invitation, device_name } => match self.may_enrol() {
                 Ok(()) => {
                     let fwmark = self.options.fwmark;
@@ -222,7 +248,8 @@ impl Service {
                 }
                 Err(problem) => Err(problem),
             },
-            Request::Hello { .. } | Request::Version => Err(Problem::new(code::BAD_REQUEST)), // `socket` answers these
+            // `socket` answers these.
+            Request::Hello { .. } | Request::Version | Request::Logs { .. } => Err(Problem::new(code::BAD_REQUEST)),
         };
         // The wish is noted before the answer, so that a watcher's next change is about it.
         self.drive().await;
@@ -350,6 +377,28 @@ impl Service {
         Ok(Event::Settings(chosen))
     }
 
+    /// As it was before this program came.
+    async fn on_forget(&mut self, keep_identity: bool) -> Result<Event, Problem> {
+        self.unblocked = true;
+        self.note_wish(None);
+        self.inputs.push_back(Input::Disconnect);
+        self.drive().await;
+        if let State::Failed { problem } = self.supervisor.state() {
+            return Err(problem); // something could not be undone, and the journal is still needed
+        }
+        self.settings.forget().map_err(|error| unreadable(&error))?;
+        if !keep_identity {
+            for name in self.profiles.names().map_err(|error| unreadable(&error))? {
+                self.profiles.remove(&name).map_err(|error| unreadable(&error))?;
+            }
+            self.session.forget();
+            self.inputs.push_back(Input::Forgotten);
+        }
+        self.hold().await?;
+        tracing::info!(keep_identity, "everything is forgotten");
+        Ok(Event::Done { changed: true })
+    }
+
     /// Puts the kill switch in force, or lifts it, as it is to be now.
     async fn hold(&mut self) -> Result<(), Problem> {
         let chosen = self.settings.now();
@@ -366,6 +415,36 @@ impl Service {
 
     fn state(&self) -> State {
         told(self.supervisor.state(), self.guard.is_in_force())
+    }
+
+    /// What a diagnosis begins with; one at a time.
+    async fn known(&self) -> Result<Known, Problem> {
+        if !self.diagnosing.is_empty() {
+            return Err(Problem::new(code::BUSY).because("Another diagnosis is under way"));
+        }
+        let facts = self.session.facts().await;
+        let at_rest = self.supervisor.is_at_rest();
+        let profile = match facts.profile.filter(|_| !at_rest) {
+            Some(profile) => Some(Ok(profile.clone())),
+            None => match self.profiles.default_name() {
+                Ok(name) => name.map(|name| self.profiles.load(&name).map_err(|error| self.no_profile(&name, &error))),
+                Err(error) => Some(Err(unreadable(&error))),
+            },
+        };
+        let is_up = self.supervisor.state().is_connected();
+        let link = facts.live.zip(facts.installed).filter(|_| is_up).map(|((remote, _), installed)| Link {
+            remote,
+            interface: installed.interface().to_owned(),
+            path: facts.stats.as_ref().map(path_facts),
+            sent_packets: facts.stats.as_ref().map_or(0, |stats| stats.quic_sent),
+            name_servers: installed.name_servers().to_vec(),
+            only: installed.carried().only,
+            names_inside: installed.looks_up_names_inside(),
+            unguarded: self.unguarded.clone(),
+            clock_ahead: facts.clock_ahead,
+        });
+        let (fwmark, names) = (self.options.fwmark, self.session.names());
+        Ok(Known { state: self.state(), at_rest, profile, names, fwmark, link })
     }
 
     fn may_enrol(&self) -> Result<(), Problem> {
@@ -479,13 +558,7 @@ impl Service {
                 in_force: self.guard.is_in_force(),
                 allow_lan: self.settings.now().allow_lan,
             }),
-            path: facts.stats.as_ref().map(|stats| PathFacts {
-                rtt_ms: stats.rtt.as_secs_f64() * 1e3,
-                loss_percent: 100.0 * stats.quic_lost as f64 / stats.quic_sent.max(1) as f64,
-                mtu_bytes: stats.inner_mtu_bytes,
-                path_mtu_bytes: stats.path_mtu_bytes,
-                black_holes: stats.black_holes,
-            }),
+            path: facts.stats.as_ref().map(path_facts),
             traffic: facts.stats.as_ref().map(|stats| {
                 let mut sent = stats.dropped_out.occurred();
                 for (reason, packets) in facts.dropped_device.occurred() {
@@ -517,6 +590,30 @@ impl Service {
     fn default_profile(&self) -> Option<Profile> {
         let name = self.profiles.default_name().ok()??;
         self.profiles.load(&name).ok()
+    }
+}
+
+/// Looks, and says what it means; what takes too long has not been looked at.
+async fn diagnose(known: Known, began: Instant) -> Diagnosis {
+    let at = Timestamp::now_utc();
+    let seen = tokio::time::timeout(DOCTOR_WITHIN, look(known)).await;
+    let took_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+    match seen {
+        Ok(seen) => Diagnosis::of(at, took_ms, examine(&seen), &well(&seen)),
+        Err(_) => {
+            let doubt = Finding::warn(format!("The checks did not end within {} s", DOCTOR_WITHIN.as_secs()));
+            Diagnosis::of(at, took_ms, vec![Check { check: CheckId::Helper, finding: doubt }], "")
+        }
+    }
+}
+
+fn path_facts(stats: &LinkStats) -> PathFacts {
+    PathFacts {
+        rtt_ms: stats.rtt.as_secs_f64() * 1e3,
+        loss_percent: 100.0 * stats.quic_lost as f64 / stats.quic_sent.max(1) as f64,
+        mtu_bytes: stats.inner_mtu_bytes,
+        path_mtu_bytes: stats.path_mtu_bytes,
+        black_holes: stats.black_holes,
     }
 }
 

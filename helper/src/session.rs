@@ -10,14 +10,14 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::time::Duration;
 
-use culvert_protocol::{Problem, Step, code};
+use culvert_protocol::{Problem, Step, Timestamp, code};
 use culvert_tunnel::close::{Close, Down};
 use culvert_tunnel::control::{self, FrameError, FromClient, FromServer, Hello, Welcome};
 use culvert_tunnel::device::linux::Tun;
 use culvert_tunnel::shard::RunningShard;
 use culvert_tunnel::shard::mailbox::{Command, Established, Event, Lease, LinkId};
 use culvert_tunnel::stats::{Drops, LinkStats};
-use culvert_tunnel::transport::{ClientTransport, Tuning};
+use culvert_tunnel::transport::ClientTransport;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::dial::{self, Candidate, DIAL_NEXT_AFTER, HANDSHAKE_WITHIN, cause_of_down, cause_of_refusal, unproven};
@@ -66,6 +66,8 @@ struct Live {
     /// Which of the profile's endpoints that is.
     endpoint: usize,
     welcome: Box<Welcome>,
+    /// The gateway's clock less ours, at its welcome.
+    clock_ahead: Option<time::Duration>,
 }
 
 type Resolving = Pin<Box<dyn Future<Output = Result<Vec<Candidate>, Problem>> + Send>>;
@@ -117,6 +119,8 @@ pub struct Facts<'a> {
     pub profile: Option<&'a Profile>,
     /// Where the gateway is, and what it said.
     pub live: Option<(SocketAddr, &'a Welcome)>,
+    /// The gateway's clock less ours, at its welcome.
+    pub clock_ahead: Option<time::Duration>,
     /// What is in force on this machine.
     pub installed: Option<&'a Installed>,
     /// The link's counters now.
@@ -266,6 +270,7 @@ impl Session {
         Facts {
             profile: self.profile.as_ref(),
             live: self.live.as_ref().map(|live| (live.remote, &*live.welcome)),
+            clock_ahead: self.live.as_ref().and_then(|live| live.clock_ahead),
             installed: self.installed.as_ref(),
             stats,
             dropped_device,
@@ -353,15 +358,8 @@ impl Session {
     }
 
     fn transport(&self) -> Result<ClientTransport, Problem> {
-        let damaged = |error: &dyn std::error::Error| {
-            let sentence = format!("The stored identity cannot be used: {error}");
-            Problem::new(code::UNKNOWN).word("damaged_profile").because(sentence)
-        };
         let profile = self.profile.as_ref().ok_or_else(|| Problem::new(code::NOT_ENROLLED))?;
-        let credential = profile.credential().map_err(|error| damaged(&error))?;
-        let authority = credential.chain().last().ok_or_else(|| Problem::new(code::UNKNOWN))?;
-        ClientTransport::session(authority, credential.chain().to_vec(), credential.private_key(), Tuning::default())
-            .map_err(|error| damaged(&error))
+        dial::transport(&profile.credential().map_err(|error| dial::damaged(&error))?)
     }
 
     async fn on_due(&mut self) -> Option<Input> {
@@ -520,7 +518,9 @@ impl Session {
         tracing::info!(remote = %established.remote, gateway = welcome.gateway, "the gateway says welcome");
         // The address that answered goes first next time.
         self.known.sort_by_key(|known| known.address != established.remote);
-        let live = Live { link, remote: established.remote, endpoint, welcome: Box::new(welcome) };
+        let now = Timestamp::now_utc().unix_timestamp();
+        let clock_ahead = welcome.time.map(|time| time::Duration::seconds(time.saturating_sub(now)));
+        let live = Live { link, remote: established.remote, endpoint, welcome: Box::new(welcome), clock_ahead };
         if let Some(old) = self.live.replace(live) {
             self.close(old.link, "another link has taken its place").await;
         }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use culvert_protocol::{Settings, SettingsChange};
 
-use crate::files::replace;
+use crate::files::{self, replace};
 
 /// The settings, and where they are kept.
 #[derive(Debug)]
@@ -46,6 +46,16 @@ impl SettingsFile {
     /// What is wrong with the file, in a sentence.
     pub fn damage(&self) -> Option<&str> {
         self.damage.as_deref()
+    }
+
+    /// Back to the defaults, as if nothing had ever been chosen.
+    ///
+    /// # Errors
+    /// What the file system says; the settings are as they were then.
+    pub fn forget(&mut self) -> io::Result<()> {
+        files::remove(&self.path)?;
+        (self.now, self.damage) = (Settings::default(), None);
+        Ok(())
     }
 
     /// Changes them, on disk first.

@@ -1,9 +1,10 @@
 //! The helper's Unix socket: who may talk, how much, and for how long.
 //!
-//! Anybody may open the socket (mode 0666), so that a caller who is not allowed gets a sentence
-//! instead of a riddle. At most [`CONNECTIONS`] at once; every frame has a deadline, both ways; the
-//! accept loop never waits for a peer. A watcher that reads slowly skips states, and nothing grows.
-//! Not here: what a request does (`service`).
+//! Anybody may open the socket (mode 0666): every user of the machine may see the state, and one who may not
+//! change it gets a sentence instead of a riddle. At most [`CONNECTIONS`] at once, of which others than the owners
+//! have at most [`FOR_OTHERS`]; every frame has a deadline, both ways; the accept loop never waits for a peer. A
+//! watcher that reads slowly skips states, and nothing grows. A caller of another version of the protocol may ask
+//! what all versions have in common. Not here: what a request does (`service`).
 
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
@@ -12,16 +13,21 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use culvert_protocol::{Answer, Ask, Change, Event, FrameReader, Problem, Request, VERSION, code, decode, encode};
+use culvert_protocol::{
+    Answer, Ask, Change, Event, FrameReader, LogLevel, Problem, Request, VERSION, code, decode, encode,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::caller::Caller;
+use crate::logs::Logs;
 
 /// Connections served at once.
 pub const CONNECTIONS: usize = 8;
+/// Of which users that may only look have no more than these, so that they cannot lock the owners out.
+pub const FOR_OTHERS: usize = 3;
 /// A frame that has begun must be complete within this time, and one that is sent must be taken.
 pub const FRAME_WITHIN: Duration = Duration::from_secs(5);
 /// A caller that neither asks nor watches is hung up on after this time.
@@ -45,8 +51,10 @@ pub struct Shared {
     pub asked: mpsc::Sender<Asked>,
     /// The newest state.
     pub changes: watch::Receiver<Change>,
-    /// Users that are served beside root.
+    /// Users that may change the state, beside root.
     pub allowed: Arc<[u32]>,
+    /// What was logged.
+    pub logs: Logs,
 }
 
 /// A socket that listens, and its file, which goes with it.
@@ -90,6 +98,7 @@ impl Socket {
     /// Accepts callers until the future is dropped; their tasks end with the service.
     pub async fn serve(&self, shared: Shared) {
         let places = Arc::new(Semaphore::new(CONNECTIONS));
+        let others = Arc::new(Semaphore::new(FOR_OTHERS));
         loop {
             let stream = match self.listener.accept().await {
                 Ok((stream, _)) => stream,
@@ -101,7 +110,7 @@ impl Socket {
                 }
             };
             match places.clone().try_acquire_owned() {
-                Ok(place) => drop(tokio::spawn(converse(stream, shared.clone(), place))),
+                Ok(place) => drop(tokio::spawn(converse(stream, shared.clone(), place, others.clone()))),
                 Err(_) => turn_away(&stream, Problem::new(code::BUSY)),
             }
         }
@@ -121,22 +130,31 @@ fn turn_away(stream: &UnixStream, problem: Problem) {
     }
 }
 
-async fn converse(stream: UnixStream, shared: Shared, place: OwnedSemaphorePermit) {
+async fn converse(stream: UnixStream, shared: Shared, place: OwnedSemaphorePermit, others: Arc<Semaphore>) {
     let caller = match Caller::of(&stream) {
         Ok(caller) => caller,
         Err(error) => return tracing::warn!(%error, "a caller could not be told apart"),
     };
-    if !caller.is_allowed(&shared.allowed) {
-        tracing::info!(uid = caller.uid, "refused a caller");
-        let sentence = format!("User {} may not control the VPN", caller.uid);
-        return turn_away(&stream, Problem::new(code::FORBIDDEN).because(sentence));
+    let is_owner = caller.is_allowed(&shared.allowed);
+    let other = if is_owner { None } else { others.try_acquire_owned().ok() };
+    if !is_owner && other.is_none() {
+        return turn_away(&stream, Problem::new(code::BUSY));
     }
-    let mut conversation = Conversation { stream, reader: FrameReader::default(), caller, shared, watching: false };
+    let mut conversation = Conversation {
+        stream,
+        reader: FrameReader::default(),
+        caller,
+        is_owner,
+        shared,
+        same_version: false,
+        watching: false,
+        following: None,
+    };
     if let Err(End::Say(problem)) = conversation.run().await {
         tracing::info!(uid = caller.uid, %problem, "hung up on a caller");
         let _ = conversation.tell(None, Event::Error(problem)).await;
     }
-    drop(place);
+    drop((place, other));
 }
 
 /// Why a conversation ended.
@@ -151,8 +169,20 @@ struct Conversation {
     stream: UnixStream,
     reader: FrameReader,
     caller: Caller,
+    is_owner: bool,
     shared: Shared,
+    /// The caller speaks our version of the protocol.
+    same_version: bool,
     watching: bool,
+    following: Option<Following>,
+}
+
+/// A caller that is told what is logged.
+struct Following {
+    level: LogLevel,
+    /// What it has been told.
+    after: u64,
+    newest: watch::Receiver<u64>,
 }
 
 impl Conversation {
@@ -160,9 +190,14 @@ impl Conversation {
         self.greet().await?;
         loop {
             let Ask { id, request } = self.next().await?;
+            if let Err(problem) = self.may(&request) {
+                self.tell(Some(id), Event::Error(problem)).await?;
+                continue;
+            }
             match request {
                 Request::Hello { .. } => return Err(rule("Hello comes first, and only once")),
                 Request::Version => self.tell(Some(id), version()).await?,
+                Request::Logs { after, level, follow } => self.tell_logs(id, after.unwrap_or(0), level, follow).await?,
                 Request::Watch => {
                     // Marks the newest state as seen first: what changes from here on is told.
                     self.shared.changes.mark_unchanged();
@@ -176,19 +211,52 @@ impl Conversation {
 
     async fn greet(&mut self) -> Result<(), End> {
         match self.next().await? {
-            Ask { id, request: Request::Hello { version: VERSION, client } } => {
-                tracing::debug!(uid = self.caller.uid, client = %client.escape_debug(), "a caller");
+            Ask { id, request: Request::Hello { version, client } } => {
+                tracing::debug!(uid = self.caller.uid, version, client = %client.escape_debug(), "a caller");
+                self.same_version = version == VERSION;
                 let helper = env!("CARGO_PKG_VERSION").into();
                 self.tell(Some(id), Event::Hello { version: VERSION, helper }).await
             }
-            Ask { id, request: Request::Hello { version, .. } } => {
-                let sentence =
-                    format!("The helper speaks version {VERSION} of the protocol, the caller version {version}");
-                self.tell(Some(id), Event::Error(Problem::new(code::HELPER_VERSION).because(sentence))).await?;
-                Err(End::Silent)
-            }
             _ => Err(rule("Hello comes first, and only once")),
         }
+    }
+
+    /// Whether this caller may ask this.
+    fn may(&self, request: &Request) -> Result<(), Problem> {
+        if !self.same_version && !request.is_core() {
+            let sentence = format!("The helper speaks version {VERSION} of the protocol, the caller another one");
+            return Err(Problem::new(code::HELPER_VERSION).because(sentence));
+        }
+        if !self.is_owner && !request.only_looks() {
+            tracing::info!(uid = self.caller.uid, "refused a request");
+            let sentence = format!("User {} may not control the VPN", self.caller.uid);
+            return Err(Problem::new(code::FORBIDDEN).because(sentence));
+        }
+        Ok(())
+    }
+
+    async fn tell_logs(&mut self, id: u32, after: u64, level: LogLevel, follow: bool) -> Result<(), End> {
+        let newest = self.shared.logs.newest();
+        let seen = *newest.borrow();
+        let (lines, more) = self.shared.logs.lines(after, level);
+        self.following = (follow && !more).then_some(Following { level, after: seen, newest });
+        self.tell(Some(id), Event::Logs { lines, more }).await
+    }
+
+    /// Tells a follower what is new. One that reads slowly misses what is no longer kept.
+    async fn tell_news(&mut self) -> Result<(), End> {
+        while let Some(following) = &mut self.following {
+            let seen = *following.newest.borrow_and_update();
+            let (lines, more) = self.shared.logs.lines(following.after, following.level);
+            following.after = if more { lines.last().map_or(seen, |line| line.seq) } else { seen };
+            if !lines.is_empty() {
+                self.tell(None, Event::Logs { lines, more }).await?;
+            }
+            if !more {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Hands a request to the service and its answer to the caller.
@@ -210,7 +278,7 @@ impl Conversation {
                 Ok(None) => {}
                 Err(error) => return Err(rule(&error.to_string())),
             }
-            let may_idle = self.watching && !self.reader.is_partial();
+            let may_idle = (self.watching || self.following.is_some()) && !self.reader.is_partial();
             tokio::select! {
                 read = self.stream.read(&mut chunk) => match read {
                     Ok(0) | Err(_) => return Err(End::Silent),
@@ -226,6 +294,7 @@ impl Conversation {
                     let change = self.shared.changes.borrow_and_update().clone();
                     self.tell(None, Event::Change(change)).await?;
                 }
+                () = logged(self.following.as_mut()) => self.tell_news().await?,
                 () = sleep_until(due), if !may_idle => return Err(rule("A whole request was not sent in time")),
             }
         }
@@ -237,6 +306,14 @@ impl Conversation {
             Ok(Ok(())) => Ok(()),
             _ => Err(End::Silent),
         }
+    }
+}
+
+/// Waits for a new line; for ever when nobody follows.
+async fn logged(following: Option<&mut Following>) {
+    let Some(following) = following else { return std::future::pending().await };
+    if following.newest.changed().await.is_err() {
+        std::future::pending::<()>().await;
     }
 }
 

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use culvert_helper::profile::{Profile, Profiles};
 use culvert_protocol::{
-    Answer, Ask, Client, ClientError, Code, Event, FrameReader, MAX_FRAME, Request, State, code, decode, encode,
+    Answer, Ask, Client, ClientError, Code, Event, FrameReader, LogLevel, MAX_FRAME, Request, SettingsChange, State,
+    code, decode, encode,
 };
 use culvert_tunnel::identity::{Authority, Credential, DeviceId, DeviceKey, Pin};
 use culvert_tunnel::invitation::{Invitation, InvitationId, Secret};
@@ -112,10 +113,47 @@ async fn garbage_is_answered_with_a_sentence_and_harms_nobody() {
         let told = helper.say(&bytes);
         assert!(matches!(&told[..], [Event::Error(problem)] if problem.code == code::BAD_REQUEST), "{told:?}");
     }
-    let newer = encode(&Ask { id: 1, request: Request::Hello { version: 2, client: "x".into() } }).unwrap();
-    let told = helper.say(&newer);
-    assert!(matches!(&told[..], [Event::Error(problem)] if problem.code == code::HELPER_VERSION), "{told:?}");
     helper.client().await;
+}
+
+#[tokio::test]
+async fn a_caller_of_another_version_learns_what_the_helper_is_and_its_state_and_nothing_else() {
+    let helper = Helper::start();
+    let requests = [
+        Request::Hello { version: 99, client: "a newer app".into() },
+        Request::Version,
+        Request::Status,
+        Request::Connect { profile: None },
+        Request::Status,
+    ];
+    let asks = requests.into_iter().enumerate().map(|(id, request)| encode(&Ask { id: id as u32, request }).unwrap());
+    let told = helper.say_and_hear(&asks.collect::<Vec<_>>().concat(), 5);
+    assert!(
+        matches!(&told[..], [
+            Event::Hello { version: 1, .. },
+            Event::Version { version: 1, .. },
+            Event::Status(_),
+            Event::Error(problem),
+            Event::Status(_),
+        ] if problem.code == code::HELPER_VERSION),
+        "{told:?}"
+    );
+}
+
+#[tokio::test]
+async fn the_log_is_told_and_followed() {
+    let helper = Helper::start_with(&[profile("Acme", "127.0.0.1:9")]);
+    let mut client = helper.client().await;
+    let logs = |after, follow| Request::Logs { after, level: LogLevel::Info, follow };
+    let Event::Logs { lines, more: false } = client.request(logs(None, true)).await.unwrap() else { panic!() };
+    assert!(lines.iter().any(|line| line.text.starts_with("ready")), "{lines:?}");
+    let last = lines.last().unwrap().seq;
+    let Event::Logs { lines, .. } = client.request(logs(Some(last), true)).await.unwrap() else { panic!() };
+    assert!(lines.is_empty(), "{lines:?}");
+    client.request(Request::Set(SettingsChange { allow_lan: Some(false), ..SettingsChange::default() })).await.unwrap();
+    let told = timeout(Duration::from_secs(5), client.next_event()).await.expect("a line comes").unwrap();
+    let Event::Logs { lines, .. } = told else { panic!("{told:?}") };
+    assert!(lines[0].text.contains("allow_lan=false") && lines[0].seq > last, "{lines:?}");
 }
 
 #[tokio::test]
@@ -164,14 +202,51 @@ async fn a_thousand_callers_leave_no_descriptor_behind() {
 }
 
 #[test]
-fn another_user_is_refused_with_a_sentence_unless_allowed() {
+fn another_user_may_look_and_is_refused_the_rest_with_a_sentence_unless_allowed() {
     assert!(rustix::process::geteuid().is_root(), "taking another user's place needs root");
     let helper = Helper::start();
     assert_eq!(std::fs::metadata(&helper.socket).unwrap().permissions().mode() & 0o777, 0o666);
-    let told = as_user(65_534, || helper.say(&hello()));
-    assert!(matches!(&told[..], [Event::Error(problem)] if problem.code == code::FORBIDDEN), "{told:?}");
-    let told = as_user(12_345, || helper.say_and_hear_one(&hello())); // allowed on the command line
-    assert!(matches!(told, Event::Hello { .. }), "{told:?}");
+    let asks = |requests: &[Request]| {
+        let ask = |request: &Request| encode(&Ask { id: 1, request: request.clone() }).unwrap();
+        [hello(), requests.iter().map(ask).collect::<Vec<_>>().concat()].concat()
+    };
+    let changing = [
+        Request::Connect { profile: None },
+        Request::Disconnect { unblock: true },
+        Request::Profiles,
+        Request::Settings,
+        Request::Set(SettingsChange::default()),
+        Request::Enrol { invitation: String::new(), device_name: None },
+        Request::Logs { after: None, level: LogLevel::Info, follow: false },
+        Request::Doctor,
+        Request::Forget { keep_identity: true },
+    ];
+    let told = as_user(65_534, || helper.say_and_hear(&asks(&changing), 10));
+    assert!(matches!(&told[0], Event::Hello { .. }), "{told:?}");
+    for event in &told[1..] {
+        assert!(matches!(event, Event::Error(problem) if problem.code == code::FORBIDDEN), "{event:?}");
+    }
+    let told = as_user(65_534, || helper.say_and_hear(&asks(&[Request::Watch]), 2));
+    assert!(matches!(&told[1], Event::Status(_)), "{told:?}");
+    let told = as_user(12_345, || helper.say_and_hear(&asks(&[Request::Settings]), 2)); // allowed on the command line
+    assert!(matches!(&told[1], Event::Settings(_)), "{told:?}");
+}
+
+#[tokio::test]
+async fn users_who_may_only_look_cannot_take_every_place() {
+    assert!(rustix::process::geteuid().is_root(), "taking another user's place needs root");
+    let helper = Helper::start();
+    let looking: Vec<UnixStream> = as_user(65_534, || {
+        let open = |_| {
+            let mut stream = UnixStream::connect(&helper.socket).unwrap();
+            stream.write_all(&hello()).unwrap();
+            stream
+        };
+        (0..20).map(open).collect()
+    });
+    let served = async { while Client::connect(&helper.socket, "test").await.is_err() {} };
+    timeout(Duration::from_secs(5), served).await.expect("an owner is served");
+    drop(looking);
 }
 
 #[tokio::test]
@@ -261,12 +336,19 @@ impl Helper {
         events(&heard)
     }
 
-    fn say_and_hear_one(&self, bytes: &[u8]) -> Event {
+    /// Sends bytes, and hears so many events.
+    fn say_and_hear(&self, bytes: &[u8], count: usize) -> Vec<Event> {
         let mut stream = UnixStream::connect(&self.socket).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
         stream.write_all(bytes).unwrap();
-        let mut heard = vec![0; 4096];
-        let count = stream.read(&mut heard).unwrap();
-        events(&heard[..count]).remove(0)
+        let mut heard = Vec::new();
+        let mut chunk = vec![0; 4096];
+        while events(&heard).len() < count {
+            let read = stream.read(&mut chunk).unwrap();
+            assert!(read > 0, "hung up after {:?}", events(&heard));
+            heard.extend_from_slice(&chunk[..read]);
+        }
+        events(&heard)
     }
 
     fn descriptors(&self) -> usize {

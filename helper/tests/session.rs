@@ -565,6 +565,7 @@ fn welcome(seen_as: SocketAddr) -> Welcome {
         endpoints: vec![],
         certificate_until: 1_900_000_000,
         rechallenge_seconds: 3600,
+        time: None,
     }
 }
 

@@ -105,6 +105,7 @@ pub fn welcome(
         endpoints: settings.endpoints(),
         certificate_until: device.not_after.unix_timestamp(),
         rechallenge_seconds: rechallenge.map_or(0, |every| every.as_secs()),
+        time: Some(OffsetDateTime::now_utc().unix_timestamp()),
     }
 }
 

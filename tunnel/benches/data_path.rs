@@ -159,6 +159,7 @@ fn control_messages(criterion: &mut Criterion) {
         endpoints: vec!["vpn.example.org:443".into()],
         certificate_until: 1_800_000_000,
         rechallenge_seconds: 3600,
+        time: None,
     });
     let frame = control::encode(&welcome).unwrap();
     let mut group = criterion.benchmark_group("control");

@@ -129,6 +129,9 @@ pub struct Welcome {
     pub certificate_until: i64,
     /// Seconds between challenges of a live session.
     pub rechallenge_seconds: u64,
+    /// The gateway's clock, seconds since the Unix epoch; absent from older gateways.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time: Option<i64>,
 }
 
 /// Why a session or an enrolment is refused.

@@ -81,7 +81,7 @@ impl From<io::Error> for Failure {
 }
 
 /// The exit code for an E-code.
-fn exit_code(number: Code) -> u8 {
+pub(crate) fn exit_code(number: Code) -> u8 {
     match number {
         code::HELPER | code::HELPER_VERSION => 4,
         code::WRONG_SERVER

@@ -4,12 +4,17 @@
 //! stdout is data, stderr is messages. Errors are one line: `error: cause. hint: what to do. [E104]`.
 
 mod connect;
+mod doctor;
 mod enrol;
 mod failure;
+mod logs;
 mod output;
 mod profiles;
+mod redact;
+mod report;
 mod settings;
 mod show;
+mod uninstall;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -22,6 +27,9 @@ use time::OffsetDateTime;
 
 /// How long the helper may take to answer what needs no network.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+
+/// Who this program is, for the helper's log.
+const NAME: &str = concat!("culvert ", env!("CARGO_PKG_VERSION"));
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -95,6 +103,22 @@ enum Command {
         #[command(subcommand)]
         command: settings::Command,
     },
+    /// Find out what is wrong: fifteen checks, one verdict, at most 15 s; nothing is changed.
+    #[command(after_help = EXIT_CODES)]
+    Doctor {
+        /// One JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Write a report for whoever helps, without names and addresses; nothing is sent.
+    #[command(after_help = EXIT_CODES)]
+    Report(report::Report),
+    /// Show what the helper has logged since it started.
+    #[command(after_help = EXIT_CODES)]
+    Logs(logs::Logs),
+    /// Disconnect, lift the kill switch, and forget settings and access to gateways.
+    #[command(after_help = EXIT_CODES)]
+    Uninstall(uninstall::Uninstall),
     /// Print completions for a shell; packages install them.
     #[command(after_help = EXIT_CODES)]
     Completions {
@@ -167,6 +191,10 @@ async fn run(Arguments { socket, command }: Arguments) -> Result<ExitCode, Failu
         Command::Settings { command } => settings::settings(&socket, command).await,
         Command::Status { check, json } => status(&socket, check, json).await,
         Command::Watch { json } => watch(&socket, json).await,
+        Command::Doctor { json } => doctor::doctor(&socket, json).await,
+        Command::Report(arguments) => report::report(&socket, arguments).await,
+        Command::Logs(arguments) => logs::logs(&socket, arguments).await,
+        Command::Uninstall(arguments) => uninstall::uninstall(&socket, arguments).await,
         Command::Completions { shell } => Ok(completions(shell)?),
         Command::Man { dir } => man(&dir),
         Command::Version { json } => version(&socket, json).await,
@@ -175,7 +203,7 @@ async fn run(Arguments { socket, command }: Arguments) -> Result<ExitCode, Failu
 
 /// Connects to the helper under this program's name.
 async fn dial(socket: &std::path::Path) -> Result<Client, Failure> {
-    Ok(Client::connect(socket, concat!("culvert ", env!("CARGO_PKG_VERSION"))).await?)
+    Ok(Client::connect(socket, NAME).await?)
 }
 
 /// Asks for something that needs no network.
@@ -247,7 +275,7 @@ fn man(dir: &std::path::Path) -> Result<ExitCode, Failure> {
 async fn version(socket: &std::path::Path, json: bool) -> Result<ExitCode, Failure> {
     let client = env!("CARGO_PKG_VERSION");
     // Which version this program has can be told without a helper too.
-    let helper = dial(socket).await.map(|client| client.helper().to_owned());
+    let helper = Client::open(socket, NAME).await.map_err(Failure::from).map(|client| client.helper().to_owned());
     if json {
         let helper = helper.ok();
         output::json(&serde_json::json!({"schema": SCHEMA, "client": client, "helper": helper, "protocol": VERSION}))?;

@@ -1,11 +1,13 @@
 //! Writing to stdout and stderr without panicking when the reader has gone.
 
-use std::io::{self, Write};
+use std::io::{self, BufRead, Write};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use serde::Serialize;
 use tokio::sync::oneshot;
+
+use crate::failure::Failure;
 
 /// Data for a person, on stdout.
 pub(crate) fn text(text: &str) -> io::Result<()> {
@@ -22,6 +24,17 @@ pub(crate) fn json<T: Serialize>(value: &T) -> io::Result<()> {
 /// A message for a person, on stderr. If that is gone too, nobody is left to tell.
 pub(crate) fn message(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
+}
+
+/// Asks on a terminal, and goes on only after a yes; elsewhere somebody has said so already.
+pub(crate) fn consent(question: &str, declined: &str) -> Result<(), Failure> {
+    message(&format!("{question} [y/N]"));
+    let mut answer = String::new();
+    io::stdin().lock().read_line(&mut answer).map_err(Failure::Output)?;
+    match answer.trim() {
+        "y" | "Y" | "yes" => Ok(()),
+        _ => Err(Failure::Usage(declined.into())),
+    }
 }
 
 /// Completes once nobody can read stdout any more (`culvert watch | head -1`), also while there is

@@ -1,6 +1,6 @@
 //! `profiles`: the gateways that this machine is enrolled with.
 
-use std::io::{self, BufRead, IsTerminal};
+use std::io::{self, IsTerminal};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -75,17 +75,11 @@ pub(crate) async fn profiles(socket: &Path, command: Option<Command>) -> Result<
 
 /// Asks on a terminal; elsewhere `--yes` must say it.
 fn confirm(profile: &str) -> Result<(), Failure> {
-    let stdin = io::stdin();
-    if !stdin.is_terminal() {
+    if !io::stdin().is_terminal() {
         return Err(Failure::Usage(format!("removing {profile} cannot be undone. hint: Say it with --yes")));
     }
-    output::message(&format!("Forget {profile} and its identity? Only a new invitation brings it back. [y/N]"));
-    let mut answer = String::new();
-    stdin.lock().read_line(&mut answer).map_err(Failure::Output)?;
-    match answer.trim() {
-        "y" | "Y" | "yes" => Ok(()),
-        _ => Err(Failure::Usage("nothing was removed".into())),
-    }
+    let question = format!("Forget {profile} and its identity? Only a new invitation brings it back.");
+    output::consent(&question, "nothing was removed")
 }
 
 /// One line each, the columns as wide as their widest cell.

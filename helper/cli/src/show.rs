@@ -30,7 +30,7 @@ pub(crate) fn headline(state: &State, gateway: &str) -> String {
 
 /// One line of `watch`.
 pub(crate) fn change(state: &State, gateway: &str, at: Timestamp) -> String {
-    let mut line = format!("{}  {}", format(local(at), CLOCK_SECONDS), headline(state, gateway));
+    let mut line = format!("{}  {}", clock(at), headline(state, gateway));
     if let State::Reconnecting { cause, .. } | State::Blocked { cause } | State::Failed { problem: cause } = state {
         line.push_str(&format!(": {cause}"));
     }
@@ -111,6 +111,11 @@ fn protected(protection: &Protection) -> String {
     let names: Vec<&str> = facts.into_iter().filter(|(is, _)| *is).map(|(_, name)| name).collect();
     let names = if names.is_empty() { "chosen networks only".to_owned() } else { names.join(", ") };
     format!("{names}; kill switch {}", if protection.kill_switch { "on" } else { "off" })
+}
+
+/// `09:12:03`.
+pub(crate) fn clock(at: Timestamp) -> String {
+    format(local(at), CLOCK_SECONDS)
 }
 
 /// `3 August`, with the year when it is another one.

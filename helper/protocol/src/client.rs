@@ -75,6 +75,7 @@ pub struct Client {
     held: VecDeque<Event>,
     next_id: u32,
     helper: String,
+    version: u32,
 }
 
 impl Client {
@@ -84,17 +85,33 @@ impl Client {
     /// [`ClientError::Unreachable`] when nobody listens, [`ClientError::Refused`] when the helper
     /// does not serve this user, [`ClientError::Version`] when the versions do not fit.
     pub async fn connect(path: &Path, name: &str) -> Result<Self, ClientError> {
+        let client = Self::open(path, name).await?;
+        if client.version == crate::VERSION {
+            Ok(client)
+        } else {
+            Err(ClientError::Version { theirs: client.version, helper: client.helper })
+        }
+    }
+
+    /// The same with a helper of any version, which can then be asked for [`Request::is_core`].
+    ///
+    /// # Errors
+    /// As [`Self::connect`], less those of the version.
+    pub async fn open(path: &Path, name: &str) -> Result<Self, ClientError> {
         let unreachable = |error| ClientError::Unreachable { path: path.into(), error };
         let stream = UnixStream::connect(path).await.map_err(unreachable)?;
-        let mut client =
-            Self { stream, reader: FrameReader::default(), held: VecDeque::new(), next_id: 1, helper: String::new() };
+        let mut client = Self {
+            stream,
+            reader: FrameReader::default(),
+            held: VecDeque::new(),
+            next_id: 1,
+            helper: String::new(),
+            version: 0,
+        };
         let hello = client.request(Request::Hello { version: crate::VERSION, client: name.into() });
         let silent = |_| ClientError::Lost(io::ErrorKind::TimedOut.into());
         match timeout(HELLO_WITHIN, hello).await.map_err(silent)?? {
-            Event::Hello { version: crate::VERSION, helper } => client.helper = helper,
-            Event::Hello { version, helper } => {
-                return Err(ClientError::Version { theirs: version, helper });
-            }
+            Event::Hello { version, helper } => (client.version, client.helper) = (version, helper),
             other => {
                 return Err(FrameError::Malformed(format!("{other:?} instead of hello")).into());
             }
@@ -105,6 +122,11 @@ impl Client {
     /// The helper's program version.
     pub fn helper(&self) -> &str {
         &self.helper
+    }
+
+    /// The helper's version of the protocol.
+    pub fn version(&self) -> u32 {
+        self.version
     }
 
     /// Asks, and waits for the answer. Wrap it in a timeout where the helper may take long.

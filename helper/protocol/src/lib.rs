@@ -7,22 +7,27 @@
 //! nothing in a user's session links code that runs as root.
 
 mod client;
+mod diagnosis;
 mod frame;
+mod log;
 mod message;
 mod problem;
 mod settings;
 mod status;
 
 pub use client::{Client, ClientError, EVENTS_HELD};
+pub use diagnosis::{Certainty, Check, CheckId, Diagnosis, Finding, Outcome};
 pub use frame::{FrameError, FrameReader, MAX_FRAME, decode, encode};
-pub use message::{Answer, Ask, Change, Event, ProfileFacts, Request};
+pub use log::{LogLevel, LogLine};
+pub use message::{Answer, Ask, Change, DOCTOR_WITHIN, Event, ProfileFacts, Request};
 pub use problem::{CATALOGUE, Code, Entry, Problem, code};
 pub use settings::{KillSwitch, Settings, SettingsChange};
 pub use status::{
     Blocking, Certificate, Dropped, Drops, Gateway, Path, Protection, SCHEMA, State, Status, Step, Timestamp, Traffic,
 };
 
-/// The version of this protocol. `hello`, `version` and `status` keep their meaning across versions.
+/// The version of this protocol. `hello`, `version` and `status` keep their meaning across versions, so that a newer
+/// app can always ask an older helper what it is, and the other way round.
 pub const VERSION: u32 = 1;
 
 /// Where the helper listens unless it is told otherwise (`--socket`, `CULVERT_SOCKET`).

@@ -1,8 +1,12 @@
 //! The messages, one enum per direction. Every [`Ask`] gets exactly one [`Answer`] with its `id`;
 //! after `watch`, answers without an `id` follow whenever the state changes.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
+use crate::diagnosis::Diagnosis;
+use crate::log::{LogLevel, LogLine};
 use crate::problem::Problem;
 use crate::settings::{Settings, SettingsChange};
 use crate::status::{State, Status, Timestamp};
@@ -66,8 +70,44 @@ pub enum Request {
     Settings,
     /// Changes what the user has chosen, at once. Answered by [`Event::Settings`].
     Set(SettingsChange),
+    /// The helper's log of this run, oldest line first. Answered by [`Event::Logs`].
+    Logs {
+        /// Only lines after this number; all that are kept when absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        after: Option<u64>,
+        /// Only lines this serious, or more.
+        #[serde(default)]
+        level: LogLevel,
+        /// New lines are told from then on, too.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        follow: bool,
+    },
+    /// Looks for what is wrong; changes nothing. Answered by [`Event::Diagnosis`] within [`DOCTOR_WITHIN`].
+    Doctor,
+    /// Disconnects, lifts the kill switch in any mode, and forgets settings and profiles, as before the program was
+    /// removed. Answered by [`Event::Done`].
+    Forget {
+        /// The profiles stay, and with them access to their gateways.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        keep_identity: bool,
+    },
     /// The helper's version.
     Version,
+}
+
+/// A diagnosis takes no longer than this.
+pub const DOCTOR_WITHIN: Duration = Duration::from_secs(15);
+
+impl Request {
+    /// True for what every version of the protocol understands, and shows without changing anything.
+    pub const fn is_core(&self) -> bool {
+        matches!(self, Self::Hello { .. } | Self::Version | Self::Status)
+    }
+
+    /// True for what any user of this machine may ask.
+    pub const fn only_looks(&self) -> bool {
+        matches!(self, Self::Hello { .. } | Self::Version | Self::Status | Self::Watch)
+    }
 }
 
 /// What the helper says.
@@ -109,6 +149,16 @@ pub enum Event {
     },
     /// Answers `settings` and `set`: what is chosen now.
     Settings(Settings),
+    /// Answers `logs`; sent to those who follow whenever there is more.
+    Logs {
+        /// As many as fit in a frame.
+        lines: Vec<LogLine>,
+        /// There are more: ask again, with the last line's number.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        more: bool,
+    },
+    /// Answers `doctor`.
+    Diagnosis(Box<Diagnosis>),
     /// Answers `version`.
     Version {
         /// The protocol version that the helper speaks.
@@ -215,6 +265,17 @@ mod tests {
                 json!({"type": "set", "kill_switch": "lockdown"}),
             ),
             (Request::Version, json!({"type": "version"})),
+            (
+                Request::Logs { after: None, level: LogLevel::Info, follow: false },
+                json!({"type": "logs", "level": "info"}),
+            ),
+            (
+                Request::Logs { after: Some(7), level: LogLevel::Debug, follow: true },
+                json!({"type": "logs", "after": 7, "level": "debug", "follow": true}),
+            ),
+            (Request::Doctor, json!({"type": "doctor"})),
+            (Request::Forget { keep_identity: false }, json!({"type": "forget"})),
+            (Request::Forget { keep_identity: true }, json!({"type": "forget", "keep_identity": true})),
         ];
         for (request, shape) in requests {
             let ask = Ask { id: 7, request };
@@ -262,6 +323,20 @@ mod tests {
             (
                 Event::Settings(Settings::default()),
                 json!({"type": "settings", "kill_switch": "auto", "allow_lan": true}),
+            ),
+            (
+                Event::Logs {
+                    lines: vec![LogLine {
+                        seq: 3,
+                        at,
+                        level: LogLevel::Warn,
+                        target: "culvert_helper::service".into(),
+                        text: "failed".into(),
+                    }],
+                    more: false,
+                },
+                json!({"type": "logs", "lines": [{"seq": 3, "at": "2026-05-03T09:12:00Z", "level": "warn",
+                       "target": "culvert_helper::service", "text": "failed"}]}),
             ),
             (
                 Event::Version { version: 1, helper: "0.1.0".into() },

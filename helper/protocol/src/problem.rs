@@ -222,6 +222,8 @@ catalogue! {
         "Internal addresses work, the gateway itself has no internet", "The administrator must look";
     LOSSY = 502, "lossy", "Connected, weak network",
         "Many packets are lost between {device} and the gateway", "Move closer to the access point or use another network";
+    GATEWAY_NAMES = 503, "gateway_names", "Connected, but the gateway's name server does not answer",
+        "The gateway answers, its name server does not", "The administrator must look";
     INVITATION = 601, "invite_damaged", "The invitation cannot be used",
         "The invitation is damaged or incomplete", "Copy the whole text again, or ask for a new one";
 }

@@ -58,6 +58,11 @@ pub(super) fn apply(wanted: &Servers, journal: &mut Journal) -> io::Result<(Entr
     Ok((entry, change))
 }
 
+/// True while the file holds what we wrote.
+pub(super) fn is_ours(change: &ResolverFile) -> bool {
+    fs::read(&change.path).is_ok_and(|now| now == change.set.as_bytes()) && fs::read_link(&change.path).is_err()
+}
+
 pub(super) fn restore(change: &ResolverFile) -> io::Result<()> {
     let _ = fs::remove_file(temporary(&change.path)); // of a crash between write and rename
     let now = match fs::read(&change.path) {

@@ -170,5 +170,6 @@ fn welcome(lease: Lease) -> Welcome {
         endpoints: vec![],
         certificate_until: 0,
         rechallenge_seconds: 0,
+        time: None,
     }
 }
