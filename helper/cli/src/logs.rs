@@ -5,12 +5,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
-use culvert_protocol::{Client, Event, LogLevel, LogLine, Request, SCHEMA};
-use serde_json::json;
+use culvert_protocol::{Client, Event, LogLevel, LogLine, Request};
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
 use crate::failure::Failure;
+use crate::json::LogsLine;
 use crate::{ask, dial, duration, output, show};
 
 #[derive(Args, Debug)]
@@ -35,7 +34,7 @@ pub(crate) async fn logs(socket: &Path, arguments: Logs) -> Result<ExitCode, Fai
     let print = |lines: &[LogLine]| -> Result<(), Failure> {
         for line in lines.iter().filter(|line| earliest.is_none_or(|earliest| line.at >= earliest)) {
             if arguments.json {
-                output::json(&json_line(line))?;
+                output::json(&LogsLine::new(line.clone()))?;
             } else {
                 output::text(&show(line))?;
             }
@@ -78,13 +77,6 @@ pub(crate) async fn all(
             other => return Err(Failure::unexpected(&other)),
         }
     }
-}
-
-fn json_line(line: &LogLine) -> serde_json::Value {
-    json!({
-        "schema": SCHEMA, "seq": line.seq, "at": line.at.format(&Rfc3339).unwrap_or_default(),
-        "level": line.level, "target": line.target, "text": line.text,
-    })
 }
 
 /// `09:12:03 WARN  failed code=E104`.

@@ -7,6 +7,7 @@ mod connect;
 mod doctor;
 mod enrol;
 mod failure;
+mod json;
 mod logs;
 mod output;
 mod profiles;
@@ -21,7 +22,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
-use culvert_protocol::{Client, DEFAULT_SOCKET, Event, Request, SCHEMA, Status, VERSION};
+use culvert_protocol::{Client, DEFAULT_SOCKET, Event, Request, Status};
 use failure::Failure;
 use time::OffsetDateTime;
 
@@ -250,9 +251,7 @@ async fn watch(socket: &std::path::Path, json: bool) -> Result<ExitCode, Failure
         };
         let Event::Change(change) = event else { continue };
         if json {
-            let mut line = serde_json::to_value(&change).map_err(std::io::Error::other)?;
-            line["schema"] = SCHEMA.into();
-            output::json(&line)?;
+            output::json(&json::ChangeLine::new(change))?;
         } else {
             output::text(&show::change(&change.state, &gateway, change.at))?;
         }
@@ -277,8 +276,7 @@ async fn version(socket: &std::path::Path, json: bool) -> Result<ExitCode, Failu
     // Which version this program has can be told without a helper too.
     let helper = Client::open(socket, NAME).await.map_err(Failure::from).map(|client| client.helper().to_owned());
     if json {
-        let helper = helper.ok();
-        output::json(&serde_json::json!({"schema": SCHEMA, "client": client, "helper": helper, "protocol": VERSION}))?;
+        output::json(&json::Numbered::new(json::Version::new(helper.ok())))?;
     } else {
         let helper = helper.unwrap_or_else(|failure| format!("not known ({})", failure.cause()));
         output::text(&format!("culvert {client}\nhelper  {helper}"))?;

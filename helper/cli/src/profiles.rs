@@ -5,11 +5,11 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Subcommand;
-use culvert_protocol::{Event, ProfileFacts, Request, SCHEMA};
-use serde_json::json;
+use culvert_protocol::{Event, ProfileFacts, Request};
 use time::OffsetDateTime;
 
 use crate::failure::Failure;
+use crate::json::{Numbered, Profiles};
 use crate::{ask, dial, output, show};
 
 #[derive(Subcommand, Debug)]
@@ -61,7 +61,7 @@ pub(crate) async fn profiles(socket: &Path, command: Option<Command>) -> Result<
         other => return Err(Failure::unexpected(&other)),
     };
     match command {
-        Command::List { json: true } => output::json(&json!({"schema": SCHEMA, "profiles": profiles}))?,
+        Command::List { json: true } => output::json(&Numbered::new(Profiles { profiles }))?,
         Command::List { json: false } if profiles.is_empty() => {
             output::message("There is no profile. Enrol with an invitation: culvert enrol");
         }

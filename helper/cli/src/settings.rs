@@ -4,10 +4,10 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Subcommand, ValueEnum};
-use culvert_protocol::{Client, Event, KillSwitch, Request, SCHEMA, Settings, SettingsChange};
-use serde_json::{Value, json};
+use culvert_protocol::{Client, Event, KillSwitch, Request, Settings, SettingsChange};
 
 use crate::failure::Failure;
+use crate::json::SettingsList;
 use crate::{ask, dial, output};
 
 #[derive(Subcommand, Debug)]
@@ -104,7 +104,7 @@ pub(crate) async fn settings(socket: &Path, command: Command) -> Result<ExitCode
     let mut client = dial(socket).await?;
     let now = answer(&mut client, request).await?;
     match command {
-        Command::List { json: true } => output::json(&with_schema(&now)?)?,
+        Command::List { json: true } => output::json(&SettingsList::new(now))?,
         Command::List { json: false } => {
             for key in Key::ALL {
                 output::text(&format!("{:<12} {:<9} {}", key.word(), key.value(&now), key.sentence(&now)))?;
@@ -132,12 +132,6 @@ fn defaults(key: Option<Key>) -> Result<SettingsChange, Failure> {
         Some(key) => key.change(key.value(&default)),
         None => Ok(SettingsChange { kill_switch: Some(default.kill_switch), allow_lan: Some(default.allow_lan) }),
     }
-}
-
-fn with_schema(settings: &Settings) -> std::io::Result<Value> {
-    let mut value = serde_json::to_value(settings).map_err(std::io::Error::other)?;
-    value["schema"] = json!(SCHEMA);
-    Ok(value)
 }
 
 async fn answer(client: &mut Client, request: Request) -> Result<Settings, Failure> {

@@ -10,11 +10,13 @@ use crate::status::Timestamp;
 
 /// A whole diagnosis.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Diagnosis {
     /// [`crate::SCHEMA`].
     pub schema: u32,
     /// When it began.
     #[serde(with = "time::serde::rfc3339")]
+    #[cfg_attr(feature = "schema", schemars(with = "crate::schema::Moment"))]
     pub at: Timestamp,
     /// How long it took.
     pub took_ms: u64,
@@ -26,6 +28,7 @@ pub struct Diagnosis {
 
 /// One check.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Check {
     /// Which one.
     pub check: CheckId,
@@ -36,6 +39,7 @@ pub struct Check {
 
 /// What was found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Finding {
     /// Good, doubtful, bad, or not looked at.
     pub outcome: Outcome,
@@ -53,6 +57,7 @@ pub struct Finding {
 
 /// How a check ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// As it should be.
@@ -67,6 +72,7 @@ pub enum Outcome {
 
 /// How sure a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Certainty {
     /// Exactly what the sentence says was seen.
@@ -79,6 +85,7 @@ macro_rules! checks {
     ($( $name:ident, $word:literal, $title:literal; )*) => {
         /// The checks, in the order in which they are made: each stands on those before it.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
         pub enum CheckId {
             $( #[doc = $title] #[serde(rename = $word)] $name, )*
         }

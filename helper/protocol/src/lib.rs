@@ -12,6 +12,8 @@ mod frame;
 mod log;
 mod message;
 mod problem;
+#[cfg(feature = "schema")]
+pub mod schema;
 mod settings;
 mod status;
 

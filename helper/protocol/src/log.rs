@@ -9,11 +9,13 @@ use crate::status::Timestamp;
 
 /// One line.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct LogLine {
     /// Its number since the helper started, from 1.
     pub seq: u64,
     /// When.
     #[serde(with = "time::serde::rfc3339")]
+    #[cfg_attr(feature = "schema", schemars(with = "crate::schema::Moment"))]
     pub at: Timestamp,
     /// How serious.
     pub level: LogLevel,
@@ -25,6 +27,7 @@ pub struct LogLine {
 
 /// How serious a line is; a lower one includes those above it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum LogLevel {
     /// Something failed that a person should look at.

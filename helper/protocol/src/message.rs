@@ -172,9 +172,11 @@ pub enum Event {
 
 /// One change of state.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Change {
     /// When it happened.
     #[serde(with = "time::serde::rfc3339")]
+    #[cfg_attr(feature = "schema", schemars(with = "crate::schema::Moment"))]
     pub at: Timestamp,
     /// The profile it is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -186,6 +188,7 @@ pub struct Change {
 
 /// One gateway that this machine is enrolled with.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ProfileFacts {
     /// What the user calls it.
     pub name: String,
@@ -199,6 +202,7 @@ pub struct ProfileFacts {
     pub user: String,
     /// When the device certificate ends; absent when the identity is damaged.
     #[serde(default, with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(with = "Option<crate::schema::Moment>"))]
     pub certificate_until: Option<Timestamp>,
     /// `connect` uses it when none is named.
     pub is_default: bool,

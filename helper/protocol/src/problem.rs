@@ -34,6 +34,7 @@ impl<'de> Deserialize<'de> for Code {
 
 /// What happened, and what to do about it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Problem {
     /// The number to quote to support.
     pub code: Code,

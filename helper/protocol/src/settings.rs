@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 /// When traffic that would leave beside the tunnel is refused.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum KillSwitch {
     /// Never. Once a session is up its routes hold traffic back, before and after it they do not.
@@ -49,6 +50,7 @@ impl fmt::Display for KillSwitch {
 
 /// Everything that can be chosen. Fields are only added; a missing one has its default.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default)]
 pub struct Settings {
     /// When traffic beside the tunnel is refused. Default: auto.

@@ -20,6 +20,7 @@ pub const SCHEMA: u32 = 1;
 
 /// Where the client is. Shared by helper, CLI and app.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub enum State {
     /// There is no identity yet.
@@ -35,6 +36,7 @@ pub enum State {
     Connected {
         /// Since when.
         #[serde(with = "time::serde::rfc3339")]
+        #[cfg_attr(feature = "schema", schemars(with = "crate::schema::Moment"))]
         since: Timestamp,
     },
     /// The link is gone, or an attempt failed for a cause that time may heal. Traffic is held back while
@@ -46,6 +48,7 @@ pub enum State {
         attempt: u32,
         /// When the next one begins; absent while one is under way.
         #[serde(default, with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none")]
+        #[cfg_attr(feature = "schema", schemars(with = "Option<crate::schema::Moment>"))]
         next_at: Option<Timestamp>,
     },
     /// This machine has no network; connects by itself when one is back.
@@ -95,6 +98,7 @@ impl State {
 
 /// What an attempt waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Step {
     /// The gateway's name is being looked up.
@@ -124,6 +128,7 @@ impl Step {
 
 /// Everything there is to know at one moment. Parts that do not apply are absent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Status {
     /// [`SCHEMA`].
     pub schema: u32,
@@ -166,6 +171,7 @@ pub struct Status {
 
 /// Which gateway.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Gateway {
     /// Its display name.
     pub name: String,
@@ -181,6 +187,7 @@ pub struct Gateway {
 
 /// What goes through the tunnel. True only for what the helper has put in force itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Protection {
     /// All IPv4 traffic goes through the tunnel.
     pub ipv4: bool,
@@ -194,6 +201,7 @@ pub struct Protection {
 
 /// The kill switch: what is chosen, and what is so now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Blocking {
     /// When it is to be in force.
     pub mode: KillSwitch,
@@ -205,6 +213,7 @@ pub struct Blocking {
 
 /// What is known of the path to the gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Path {
     /// Smoothed round-trip time.
     pub rtt_ms: f64,
@@ -222,6 +231,7 @@ pub struct Path {
 
 /// Counters of one session, seen from this machine.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Traffic {
     /// Inner bytes received.
     pub received_bytes: u64,
@@ -243,6 +253,7 @@ pub struct Traffic {
 
 /// Packets dropped, by direction and reason; only reasons that occurred.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Dropped {
     /// On their way to the gateway.
     pub sent: Drops,
@@ -255,11 +266,13 @@ pub type Drops = BTreeMap<String, u64>;
 
 /// The device certificate.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Certificate {
     /// The device's name in the gateway's registry.
     pub device: String,
     /// When access ends unless it is renewed.
     #[serde(with = "time::serde::rfc3339")]
+    #[cfg_attr(feature = "schema", schemars(with = "crate::schema::Moment"))]
     pub until: Timestamp,
 }
 
