@@ -8,6 +8,8 @@
 //! The block of an interface has one name in the kernel, so the kernel is its journal: whatever an earlier run
 //! left is replaced or removed by that name. Not here: when it is in force (`supervisor`, `service`).
 
+use std::net::IpAddr;
+
 use culvert_protocol::{Problem, code};
 use ipnet::IpNet;
 
@@ -30,6 +32,17 @@ pub struct Block {
     pub only: Vec<IpNet>,
     /// Destinations that the gateway wants outside the tunnel.
     pub excluded: Vec<IpNet>,
+    /// For a network's sign-in page.
+    pub opening: Option<Opening>,
+}
+
+/// What it takes to see a sign-in page, and nothing else.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Opening {
+    /// Where the page is: TCP to these may pass.
+    pub page: Vec<IpAddr>,
+    /// The network's own name servers.
+    pub name_servers: Vec<IpAddr>,
 }
 
 /// One line of the block. The first that fits a packet decides.
@@ -56,6 +69,10 @@ pub enum Packets {
     NeighbourDiscovery,
     /// DNS, plain or over TLS (RFC 7858), wherever it goes.
     Names,
+    /// Plain DNS to these name servers.
+    NamesAt(Vec<IpAddr>),
+    /// TCP to these addresses.
+    Web(Vec<IpAddr>),
     /// To these networks.
     To(Vec<IpNet>),
     /// All the rest.
@@ -77,6 +94,10 @@ impl Block {
         if !self.only.is_empty() {
             rules.push(Rule::Refuse(Packets::To(self.only.clone())));
             return rules;
+        }
+        if let Some(Opening { page, name_servers }) = &self.opening {
+            rules.push(Rule::Pass(Packets::NamesAt(name_servers.clone())));
+            rules.push(Rule::Pass(Packets::Web(page.clone())));
         }
         rules.push(Rule::Pass(Packets::Dhcp));
         rules.push(Rule::Pass(Packets::NeighbourDiscovery));
@@ -168,6 +189,18 @@ mod tests {
     }
 
     #[test]
+    fn an_opening_lets_the_page_and_its_name_through_and_nothing_else() {
+        let opening =
+            Opening { page: vec!["10.1.1.1".parse().unwrap()], name_servers: vec!["10.0.0.1".parse().unwrap()] };
+        let closed = block(false, &[]);
+        let open = Block { opening: Some(opening.clone()), ..closed.clone() };
+        let more: Vec<Rule> = open.rules().into_iter().filter(|rule| !closed.rules().contains(rule)).collect();
+        let passes = [Packets::NamesAt(opening.name_servers), Packets::Web(opening.page)].map(Rule::Pass);
+        assert_eq!(more, passes);
+        assert_eq!(open.rules().last(), Some(&Rule::Refuse(Packets::Everything)));
+    }
+
+    #[test]
     fn a_tunnel_for_chosen_networks_holds_back_only_those() {
         let inner: IpNet = "10.7.0.0/16".parse().unwrap();
         let rules = block(true, &[inner]).rules();
@@ -184,6 +217,6 @@ mod tests {
     }
 
     pub(super) fn block(allow_lan: bool, only: &[IpNet]) -> Block {
-        Block { device: "culvert0".into(), fwmark: 7, allow_lan, only: only.to_vec(), excluded: vec![] }
+        Block { device: "culvert0".into(), fwmark: 7, allow_lan, only: only.to_vec(), excluded: vec![], opening: None }
     }
 }

@@ -21,6 +21,7 @@ pub mod portal;
 pub mod profile;
 pub mod roam;
 pub mod settings;
+pub mod sign_in;
 pub mod socket;
 pub mod supervisor;
 pub mod underlay;

@@ -3,6 +3,7 @@
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
@@ -64,6 +65,9 @@ struct Run {
     /// Name of the tunnel interface.
     #[arg(long, default_value = DEFAULT_DEVICE, value_parser = device_name)]
     device_name: String,
+    /// How long a network's sign-in page can be reached once it is opened (`culvert portal`).
+    #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    portal_for: u64,
     /// What to log to stderr: a level, or filters as in `info,culvert_helper=debug`.
     #[arg(long, default_value = "info")]
     log_level: String,
@@ -111,7 +115,12 @@ async fn recover(state_dir: &std::path::Path, device: &str) -> anyhow::Result<()
 }
 
 async fn serve(run: Run, logs: Logs) -> anyhow::Result<()> {
-    let options = Options { fwmark: run.fwmark, device: run.device_name, resolver: PathBuf::from("/etc/resolv.conf") };
+    let options = Options {
+        fwmark: run.fwmark,
+        portal_for: Duration::from_secs(run.portal_for),
+        device: run.device_name,
+        resolver: PathBuf::from("/etc/resolv.conf"),
+    };
     // Before anything is changed: the default of each is to end the process with all in force, and
     // SIGHUP comes from a terminal that is closed.
     let stop = stop().context("signals")?;

@@ -48,6 +48,12 @@ impl Names {
         Self::of(&fs::read(file).unwrap_or_default(), fwmark, inner)
     }
 
+    /// The name servers that are asked.
+    pub fn servers(&self) -> Vec<IpAddr> {
+        let servers = self.servers.as_ref().map(|(config, _)| config.name_servers().iter().map(|server| server.ip));
+        servers.map(Iterator::collect).unwrap_or_default()
+    }
+
     /// The addresses of `host:port`; none is an error of its own.
     ///
     /// # Errors

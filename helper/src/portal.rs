@@ -57,6 +57,12 @@ pub async fn look(gateway: Option<(IpAddr, &str)>, fwmark: u32) -> Sight {
     seen.map_or(Sight::Clear, Sight::Portal)
 }
 
+/// The `host:port` of a page.
+pub fn endpoint(page: &str) -> Option<String> {
+    let url = Url::parse(page).ok()?;
+    Some(format!("{}:{}", url.host()?, url.port_or_known_default()?))
+}
+
 /// The header of what answers at port 80.
 async fn ask(to: IpAddr, fwmark: u32) -> io::Result<Vec<u8>> {
     let conversation = async {

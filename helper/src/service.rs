@@ -9,12 +9,14 @@
 //! | `profiles`, `rename_profile`, `remove_profile`, `default_profile` | the same | never the one in use |
 //! | `settings`, `set` | the same | what is chosen; in force before it is answered |
 //! | `forget` | the same | everything is undone and forgotten |
+//! | `open_portal` | the same | a sign-in page can be reached for a while |
 //! | `doctor` | the same | one at a time; nothing is changed |
 //! | `logs` | the same | answered by `socket` |
 
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -28,13 +30,16 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::clock::{Slept, elapsed};
+use crate::dial::RESOLVE_WITHIN;
 use crate::dns;
 use crate::doctor::look::{Known, Link, look};
 use crate::doctor::{examine, well};
 use crate::enrol::enrol;
-use crate::guard::{Block, Guard};
+use crate::guard::{Block, Guard, Opening};
 use crate::install::Installed;
 use crate::journal::{Change as Made, Journal};
+use crate::names::Names;
+use crate::portal::{self, Sight};
 use crate::profile::{Carried, Profile, Profiles};
 use crate::routes;
 use crate::session::{Options, Session};
@@ -46,6 +51,14 @@ use crate::wish::{self, WishFile};
 
 /// An enrolment under way: who waits for it, and what came of it.
 type Enrolling = (oneshot::Sender<Event>, Result<Profile, Problem>);
+
+/// What is open for a sign-in page, and until when by both clocks.
+#[derive(Clone, Debug)]
+struct Open {
+    what: Opening,
+    until: Instant,
+    until_utc: Timestamp,
+}
 
 /// A diagnosis under way.
 type Diagnosing = (oneshot::Sender<Event>, Diagnosis);
@@ -70,6 +83,10 @@ pub struct Service {
     inputs: VecDeque<Input>,
     enrolling: JoinSet<Enrolling>,
     diagnosing: JoinSet<Diagnosing>,
+    looking: JoinSet<Sight>,
+    opening: JoinSet<(oneshot::Sender<Event>, Opening)>,
+    /// The sign-in page can be reached until then.
+    open: Option<Open>,
     changes: watch::Sender<Change>,
 }
 
@@ -122,6 +139,9 @@ impl Service {
             inputs,
             enrolling: JoinSet::new(),
             diagnosing: JoinSet::new(),
+            looking: JoinSet::new(),
+            opening: JoinSet::new(),
+            open: None,
             changes,
         })
     }
@@ -138,6 +158,7 @@ impl Service {
         self.aim().await;
         loop {
             let due = self.supervisor.poll_timeout().map(tokio::time::Instant::from_std);
+            let close = self.open.as_ref().map(|open| tokio::time::Instant::from_std(open.until));
             tokio::select! {
                 Some(asked) = asked.recv() => self.on_asked(asked).await,
                 occurrence = self.session.next() => {
@@ -146,6 +167,13 @@ impl Service {
                 }
                 () = async { tokio::time::sleep_until(due.unwrap_or_else(tokio::time::Instant::now)).await },
                     if due.is_some() => self.inputs.push_back(Input::Timeout),
+                () = async { tokio::time::sleep_until(close.unwrap_or_else(tokio::time::Instant::now)).await },
+                    if close.is_some() => self.close().await,
+                Some(Ok(sight)) = self.looking.join_next() => self.inputs.push_back(Input::Sight(sight)),
+                Some(Ok((waiting, what))) = self.opening.join_next() => {
+                    let event = self.on_opening(what).await.unwrap_or_else(Event::Error);
+                    let _ = waiting.send(event); // or nobody waits any more
+                }
                 change = changed(self.underlay.as_mut()) => self.on_underlay(change),
                 () = self.guard.removed() => {
                     tracing::warn!("another program removed the kill switch's table; it is put back");
@@ -229,6 +257,14 @@ impl Service {
             Request::Settings => Ok(Event::Settings(self.settings.now().clone())),
             Request::Set(change) => self.on_set(&change).await,
             Request::Forget { keep_identity } => self.on_forget(keep_identity).await,
+            Request::OpenPortal => match self.supervisor.state() {
+                State::PortalSignIn { page, .. } => {
+                    let (names, answer) = (self.session.names(), asked.answer);
+                    self.opening.spawn(async move { (answer, needed(&page, &names).await) });
+                    return;
+                }
+                _ => Err(Problem::new(code::NO_PORTAL)),
+            },
             Request::Doctor => match self.known().await {
                 Ok(known) => {
                     let (answer, began) = (asked.answer, Instant::now());
@@ -407,14 +443,49 @@ impl Service {
             KillSwitch::Auto => self.supervisor.holds(),
             KillSwitch::Lockdown => !self.unblocked || self.supervisor.holds(),
         };
-        let wanted = held.then(|| block(&self.options, chosen, self.session.profile()));
+        if !matches!(self.supervisor.state(), State::PortalSignIn { .. }) {
+            self.open = None;
+        }
+        let opening = self.open.as_ref().map(|open| open.what.clone());
+        let wanted = held.then(|| Block { opening, ..block(&self.options, chosen, self.session.profile()) });
         let done = self.guard.set(wanted).await.map_err(|error| error.problem());
         self.unguarded = done.as_ref().err().cloned();
         done
     }
 
     fn state(&self) -> State {
-        told(self.supervisor.state(), self.guard.is_in_force())
+        match (told(self.supervisor.state(), self.guard.is_in_force()), &self.open) {
+            (State::PortalSignIn { page, .. }, Some(open)) => {
+                State::PortalSignIn { page, open_until: Some(open.until_utc) }
+            }
+            (state, _) => state,
+        }
+    }
+
+    /// The way to the sign-in page is known: lets it be reached.
+    async fn on_opening(&mut self, what: Opening) -> Result<Event, Problem> {
+        let State::PortalSignIn { page, .. } = self.supervisor.state() else {
+            return Err(Problem::new(code::NO_PORTAL));
+        };
+        let for_how_long = self.options.portal_for;
+        let until_utc = Timestamp::now_utc() + for_how_long;
+        tracing::info!(page, ?what, "the sign-in page can be reached");
+        self.open = Some(Open { what, until: Instant::now() + for_how_long, until_utc });
+        // The routes of a tunnel that is down would swallow what is meant for the page.
+        self.session.step_aside().await;
+        self.hold().await?;
+        self.publish();
+        Ok(Event::Portal { page, until: until_utc })
+    }
+
+    /// The time for the sign-in is over.
+    async fn close(&mut self) {
+        tracing::info!("the sign-in page is held back again");
+        self.open = None;
+        if let Err(problem) = self.hold().await {
+            tracing::error!(%problem, "the kill switch");
+        }
+        self.publish();
     }
 
     /// What a diagnosis begins with; one at a time.
@@ -487,6 +558,10 @@ impl Service {
             }
             for action in actions {
                 self.publish();
+                if action == Action::LookForPortal {
+                    self.looking.spawn(portal::look(None, self.options.fwmark));
+                    continue;
+                }
                 let input = self.session.perform(action).await;
                 self.inputs.extend(input);
             }
@@ -593,6 +668,15 @@ impl Service {
     }
 }
 
+/// What a browser needs to see a page.
+async fn needed(page: &str, names: &Names) -> Opening {
+    let name_servers = names.servers();
+    let Some(endpoint) = portal::endpoint(page) else { return Opening { page: vec![], name_servers } };
+    let found = tokio::time::timeout(RESOLVE_WITHIN, names.lookup(&endpoint)).await;
+    let addresses = found.ok().and_then(Result::ok).unwrap_or_default();
+    Opening { page: addresses.iter().map(SocketAddr::ip).collect(), name_servers }
+}
+
 /// Looks, and says what it means; what takes too long has not been looked at.
 async fn diagnose(known: Known, began: Instant) -> Diagnosis {
     let at = Timestamp::now_utc();
@@ -636,6 +720,7 @@ fn block(options: &Options, chosen: &Chosen, profile: Option<&Profile>) -> Block
         allow_lan: chosen.allow_lan,
         only: carried.only,
         excluded: carried.excluded,
+        opening: None,
     }
 }
 

@@ -41,6 +41,8 @@ pub const DEFAULT_DEVICE: &str = "culvert0";
 pub struct Options {
     /// Marks the tunnel's own packets; also the number of our routing table.
     pub fwmark: u32,
+    /// How long a network's sign-in page can be reached once it is opened.
+    pub portal_for: Duration,
     /// The tunnel interface's name.
     pub device: String,
     /// The resolver's file.
@@ -261,6 +263,7 @@ impl Session {
                 Some(Input::Counters(Counters { sent: stats.sent.packets, received: stats.received.packets }))
             }
             Action::Undo => Some(Input::Undone(self.undo().await.err())),
+            Action::LookForPortal => None, // `service` looks
         }
     }
 
@@ -557,6 +560,13 @@ impl Session {
         if let Some(installed) = self.installed.take() {
             self.send(Command::Detach).await;
             let _ = installed.undo(&mut self.journal).await; // the new setup says what stands in its way
+        }
+    }
+
+    /// Makes way for programs that have to reach this network itself: the next welcome puts all of it in force again.
+    pub async fn step_aside(&mut self) {
+        if self.live.is_none() {
+            self.uninstall().await;
         }
     }
 

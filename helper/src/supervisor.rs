@@ -13,7 +13,9 @@ use culvert_protocol::{Problem, State, Step, Timestamp, code};
 
 use crate::detour::Detour;
 use crate::health::{Counters, Health, Verdict};
+use crate::portal::Sight;
 use crate::roam::{Roam, Test};
+use crate::sign_in::SignIn;
 
 /// The first retry comes within this time.
 pub const BACKOFF_FIRST: Duration = Duration::from_millis(250);
@@ -67,6 +69,8 @@ pub enum Input {
     Woke,
     /// The attempt beside a link that is still there ended; answers [`Action::Beside`] and [`Action::Prefer`].
     Missed(Cause),
+    /// What the network shows to a browser; answers [`Action::LookForPortal`].
+    Sight(Sight),
     /// What has crossed so far; answers [`Action::Inspect`].
     Counters(Counters),
     /// The attempt or the link ended.
@@ -103,6 +107,8 @@ pub enum Action {
     Prefer,
     /// Give up the attempt beside the link.
     Enough,
+    /// See whether the network wants a sign-in first.
+    LookForPortal,
     /// Send an echo.
     Echo,
     /// Read the counters.
@@ -163,13 +169,14 @@ pub struct Supervisor {
     attempts: u32,
     /// There is no way to the gateway, as far as this machine knows.
     offline: bool,
+    sign_in: SignIn,
 }
 
 impl Supervisor {
     /// At rest.
     pub fn new(enrolled: bool) -> Self {
         let phase = if enrolled { Phase::Disconnected } else { Phase::NotEnrolled };
-        Self { phase, cause: None, attempts: 0, offline: false }
+        Self { phase, cause: None, attempts: 0, offline: false, sign_in: SignIn::default() }
     }
 
     /// The state as people and programs are told it.
@@ -180,6 +187,11 @@ impl Supervisor {
             (Phase::Failed { problem, .. }, _) => State::Failed { problem: problem.clone() },
             (Phase::Undoing { .. }, _) => State::Disconnecting,
             _ if self.offline => State::Offline,
+            (Phase::Trying { .. } | Phase::Probing { .. } | Phase::Waiting { .. }, _)
+                if let Some(page) = self.sign_in.page() =>
+            {
+                State::PortalSignIn { page: page.url.to_string(), open_until: None }
+            }
             (Phase::Up { roam: Some(roam), .. }, _) if let Some(cause) = roam.doubt() => {
                 State::Reconnecting { cause: cause.clone(), attempt: self.attempts, next_at: None }
             }
@@ -218,10 +230,11 @@ impl Supervisor {
 
     /// When to give [`Input::Timeout`] next; `None` while only something else can change the state.
     pub fn poll_timeout(&self) -> Option<Instant> {
+        let look = self.sign_in.poll_timeout();
         match &self.phase {
-            Phase::Trying { deadline, .. } => Some(*deadline),
-            Phase::Probing { deadline, again, .. } => Some(*again.min(deadline)),
-            Phase::Waiting { until, .. } => Some(*until),
+            Phase::Trying { deadline, .. } => look.into_iter().chain([*deadline]).min(),
+            Phase::Probing { deadline, again, .. } => look.into_iter().chain([*again, *deadline]).min(),
+            Phase::Waiting { until, .. } => look.into_iter().chain([*until]).min(),
             Phase::Up { health, roam, detour, .. } => {
                 let test = roam.as_ref().map(Roam::poll_timeout);
                 let back = detour.as_ref().and_then(Detour::poll_timeout);
@@ -252,6 +265,9 @@ impl Supervisor {
                 if let Phase::Trying { step, .. } = &mut self.phase {
                     *step = reached;
                 }
+                if reached == Step::Welcome {
+                    self.sign_in.on_answer();
+                }
                 vec![]
             }
             Input::Ready { preferred } => self.on_ready(preferred, now),
@@ -268,6 +284,7 @@ impl Supervisor {
             },
             Input::PathChanged => {
                 let was_offline = std::mem::take(&mut self.offline);
+                self.sign_in.forget();
                 self.on_path(was_offline.then(|| Problem::new(code::NO_NETWORK)), now)
             }
             Input::PathGone => {
@@ -275,6 +292,7 @@ impl Supervisor {
                 vec![]
             }
             Input::Woke => self.on_path(Some(silent("This machine was asleep").problem), now),
+            Input::Sight(sight) => self.on_sight(sight, now),
             Input::Missed(cause) => self.on_missed(cause, now, random),
             Input::Lost(cause) => self.on_lost(cause, now, random),
             Input::Undone(left) => self.on_undone(left, now),
@@ -328,6 +346,7 @@ impl Supervisor {
             }
             _ => return vec![],
         }
+        self.sign_in.on_answer();
         let (deadline, again) = (now.mono + ECHO_WITHIN, now.mono + ECHO_AGAIN);
         self.phase = Phase::Probing { deadline, again, preferred };
         vec![Action::Echo]
@@ -337,6 +356,7 @@ impl Supervisor {
         match &mut self.phase {
             Phase::Probing { preferred, .. } => {
                 let detour = (!*preferred).then(|| Detour::new(now.mono));
+                self.sign_in.forget();
                 self.phase = Phase::Up { since: now, health: Health::new(now.mono), roam: None, detour };
             }
             Phase::Up { health, roam, .. } => {
@@ -373,6 +393,12 @@ impl Supervisor {
             }
             Phase::NotEnrolled | Phase::Disconnected | Phase::Failed { .. } | Phase::Undoing { .. } => vec![],
         }
+    }
+
+    fn on_sight(&mut self, sight: Sight, now: Now) -> Vec<Action> {
+        let waits = matches!(self.phase, Phase::Trying { .. } | Phase::Probing { .. } | Phase::Waiting { .. });
+        // The network is as good as another one once the sign-in is done.
+        if waits && self.sign_in.on_sight(sight, now.mono) { self.on_path(None, now) } else { vec![] }
     }
 
     fn on_missed(&mut self, cause: Cause, now: Now, random: u64) -> Vec<Action> {
@@ -423,10 +449,15 @@ impl Supervisor {
         };
         let pause = cause.not_before.unwrap_or_default();
         let wait = backoff(self.attempts, random).saturating_sub(took).max(backoff(0, random)).max(pause);
+        let found_nobody = matches!(cause.problem.code, code::NO_ANSWER | code::NAME);
+        if !found_nobody {
+            self.sign_in.on_answer();
+        }
+        let look = (found_nobody && self.sign_in.on_failed()).then_some(Action::LookForPortal);
         self.cause = Some(cause.problem);
         self.attempts = self.attempts.saturating_add(1);
         self.phase = Phase::Waiting { until: now.mono + wait, until_utc: now.utc + wait, earliest: now.mono + pause };
-        vec![Action::Abandon]
+        std::iter::once(Action::Abandon).chain(look).collect()
     }
 
     fn on_undone(&mut self, left: Option<Problem>, now: Now) -> Vec<Action> {
@@ -448,6 +479,9 @@ impl Supervisor {
     fn on_timeout(&mut self, now: Now, random: u64) -> Vec<Action> {
         if self.poll_timeout().is_none_or(|due| now.mono < due) {
             return vec![];
+        }
+        if self.sign_in.on_timeout(now.mono) {
+            return vec![Action::LookForPortal];
         }
         match &mut self.phase {
             Phase::Waiting { .. } => self.attempt(now),
@@ -481,11 +515,13 @@ impl Supervisor {
 
     fn attempt(&mut self, now: Now) -> Vec<Action> {
         self.phase = Phase::Trying { step: Step::Resolve, deadline: now.mono + ATTEMPT_WITHIN };
+        self.sign_in.on_attempt(now.mono);
         vec![Action::Attempt]
     }
 
     fn undo(&mut self, failed: Option<Problem>) -> Vec<Action> {
         self.offline = false; // nobody looks any more
+        self.sign_in.forget();
         self.phase = Phase::Undoing { failed, again: false };
         vec![Action::Undo]
     }
@@ -506,6 +542,7 @@ fn backoff(attempts: u32, random: u64) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::portal::Page;
     use proptest::prelude::*;
 
     #[test]
@@ -539,8 +576,11 @@ mod tests {
     fn network_causes_are_retried_for_ever_and_verdicts_never() {
         let mut it = Bench::new();
         it.give(Input::Connect);
+        assert_eq!(it.give(network_cause()), [Action::Abandon, Action::LookForPortal]);
+        assert_eq!(it.expire(), [Action::Attempt]);
+        it.give(Input::Sight(Sight::Clear));
         for _ in 0..1000 {
-            assert_eq!(it.give(network_cause()), [Action::Abandon]);
+            assert_eq!(it.give(network_cause())[0], Action::Abandon);
             assert_eq!(it.expire(), [Action::Attempt]);
         }
         let revoked = Problem::new(code::REVOKED);
@@ -847,6 +887,48 @@ mod tests {
     }
 
     #[test]
+    fn a_network_that_wants_a_sign_in_is_named_and_the_tunnel_comes_up_once_it_is_done() {
+        let mut it = Bench::new();
+        it.give(Input::Connect);
+        let actions = it.give(network_cause());
+        assert!(actions.contains(&Action::LookForPortal));
+        it.give(Input::Sight(portal()));
+        let State::PortalSignIn { page, .. } = it.state() else { panic!("{:?}", it.state()) };
+        assert_eq!(page, "http://login.hotel.example/");
+        let seen = it.elapsed();
+        let mut attempts = 0;
+        loop {
+            let actions = it.expire();
+            attempts += usize::from(actions.contains(&Action::Attempt));
+            if actions.contains(&Action::LookForPortal) {
+                break;
+            }
+        }
+        assert!(it.elapsed() - seen <= crate::sign_in::AGAIN);
+        it.give(Input::Sight(portal()));
+        assert_eq!(it.state().word(), "portal_sign_in", "also while attempts go on: {attempts}");
+        it.until_expired(Action::LookForPortal);
+        let actions = it.give(Input::Sight(Sight::Clear));
+        assert!(actions.contains(&Action::Attempt), "{actions:?}");
+        assert_eq!(it.state().word(), "reconnecting");
+    }
+
+    #[test]
+    fn a_sign_in_page_is_forgotten_with_its_network_and_with_the_wish() {
+        for input in [Input::PathChanged, Input::Disconnect] {
+            let mut it = Bench::new();
+            it.give(Input::Connect);
+            it.give(network_cause());
+            it.give(Input::Sight(portal()));
+            it.give(input);
+            assert_ne!(it.state().word(), "portal_sign_in");
+        }
+        let mut it = Bench::new();
+        it.give(Input::Sight(portal())); // an answer that comes late
+        assert_eq!(it.state(), State::Disconnected);
+    }
+
+    #[test]
     fn a_machine_without_a_network_says_so_and_disconnects_all_the_same() {
         let mut it = Bench::connected();
         it.give(Input::PathGone);
@@ -963,6 +1045,10 @@ mod tests {
             actions
         }
 
+        fn until_expired(&mut self, wanted: Action) {
+            while !self.expire().contains(&wanted) {}
+        }
+
         fn until(&mut self, wanted: Action) {
             while !self.expire_answered().contains(&wanted) {}
         }
@@ -997,6 +1083,10 @@ mod tests {
         Cause { problem: Problem::new(code::NO_ANSWER), verdict: false, not_before: None }
     }
 
+    fn portal() -> Sight {
+        Sight::Portal(Page { url: "http://login.hotel.example/".parse().unwrap(), is_certain: true })
+    }
+
     fn network_cause() -> Input {
         Input::Lost(no_answer())
     }
@@ -1018,6 +1108,8 @@ mod tests {
             Just(Input::PathGone),
             Just(Input::Woke),
             Just(Input::Missed(no_answer())),
+            Just(Input::Sight(Sight::Clear)),
+            Just(Input::Sight(portal())),
             Just(Input::Lost(Cause { problem: Problem::new(code::REVOKED), verdict: true, not_before: None })),
             Just(Input::Undone(None)),
             Just(Input::Undone(Some(Problem::new(code::SYSTEM)))),

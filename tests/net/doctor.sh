@@ -126,16 +126,7 @@ check "silence: what depends on it is not checked" "ppppppF--p-----" "$(outcomes
 echo "- a sign-in page"
 portal=192.0.2.213
 ip -n "$NET_GATEWAY" addr add $portal/32 dev eth0
-cat >"$NET_DIR/portal.py" <<'PY'
-import http.server, socketserver, sys
-class Portal(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response(302)
-        self.send_header("Location", "http://login.hotel.example/?from=here")
-        self.end_headers()
-socketserver.TCPServer((sys.argv[1], 80), Portal).serve_forever()
-PY
-net_spawn portal "$NET_GATEWAY" $python "$NET_DIR/portal.py" $portal
+net_spawn portal "$NET_GATEWAY" $python "$net/sign-in-page.py" $portal "http://login.hotel.example/?from=here"
 portal_pid=$NET_PID
 net_wait 5 "the sign-in page" page "$NET_CLIENT" "http://$portal/"
 doctor "a sign-in page" 1 E102 "needs a sign-in"

@@ -110,7 +110,7 @@ impl Wait {
                 }
                 State::Reconnecting { cause, .. } => self.heard(cause)?,
                 State::Offline => self.heard(Problem::new(code::NO_NETWORK))?,
-                State::PortalSignIn => self.heard(Problem::new(code::PORTAL))?,
+                State::PortalSignIn { .. } => self.heard(Problem::new(code::PORTAL))?,
                 State::Disconnected => {
                     let sentence = "Somebody disconnected before the connection was up";
                     return Err(Problem::new(code::GOODBYE).because(sentence).hint("Try again").into());

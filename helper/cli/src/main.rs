@@ -10,6 +10,7 @@ mod failure;
 mod json;
 mod logs;
 mod output;
+mod portal;
 mod profiles;
 mod redact;
 mod report;
@@ -104,6 +105,9 @@ enum Command {
         #[command(subcommand)]
         command: settings::Command,
     },
+    /// Let the sign-in page of this network be reached for 5 minutes, and print where it is.
+    #[command(after_help = EXIT_CODES)]
+    Portal,
     /// Find out what is wrong: fifteen checks, one verdict, at most 15 s; nothing is changed.
     #[command(after_help = EXIT_CODES)]
     Doctor {
@@ -192,6 +196,7 @@ async fn run(Arguments { socket, command }: Arguments) -> Result<ExitCode, Failu
         Command::Settings { command } => settings::settings(&socket, command).await,
         Command::Status { check, json } => status(&socket, check, json).await,
         Command::Watch { json } => watch(&socket, json).await,
+        Command::Portal => portal::portal(&socket).await,
         Command::Doctor { json } => doctor::doctor(&socket, json).await,
         Command::Report(arguments) => report::report(&socket, arguments).await,
         Command::Logs(arguments) => logs::logs(&socket, arguments).await,

@@ -20,7 +20,7 @@ pub(crate) fn headline(state: &State, gateway: &str) -> String {
         State::Connected { .. } => format!("Connected to {gateway}"),
         State::Reconnecting { .. } => format!("Reconnecting to {gateway}…"),
         State::Offline => "No network".into(),
-        State::PortalSignIn => "Sign-in needed".into(),
+        State::PortalSignIn { .. } => "Sign-in needed".into(),
         State::Blocked { .. } => "Blocked: there is no tunnel, and traffic is held back".into(),
         State::Failed { problem } => format!("Can't connect: {}", problem.title()),
         State::Disconnecting => "Disconnecting…".into(),
@@ -68,6 +68,13 @@ pub(crate) fn status(status: &Status, now: Timestamp) -> String {
         }
         State::Blocked { cause } | State::Failed { problem: cause } => row("Cause", cause.to_string()),
         State::NotEnrolled => row("Set up with", "culvert enrol".into()),
+        State::PortalSignIn { page, open_until } => {
+            row("Page", page.clone());
+            match open_until {
+                Some(until) => row("Reachable", format!("the page, for {} more", elapsed(now, *until))),
+                None => row("Open it", "culvert portal".into()),
+            }
+        }
         _ => {}
     }
     if !status.addresses.is_empty() {
@@ -132,7 +139,7 @@ fn moment(at: Timestamp, now: Timestamp) -> String {
 }
 
 /// `1 h 12 min`; the two largest units.
-fn elapsed(from: Timestamp, to: Timestamp) -> String {
+pub(crate) fn elapsed(from: Timestamp, to: Timestamp) -> String {
     let seconds = (to - from).whole_seconds().max(0);
     match (seconds / 86_400, seconds / 3_600 % 24, seconds / 60 % 60) {
         (0, 0, 0) => format!("{seconds} s"),

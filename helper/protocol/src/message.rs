@@ -82,6 +82,8 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         follow: bool,
     },
+    /// Lets the sign-in page of this network be reached for a while, and nothing else. Answered by [`Event::Portal`].
+    OpenPortal,
     /// Looks for what is wrong; changes nothing. Answered by [`Event::Diagnosis`] within [`DOCTOR_WITHIN`].
     Doctor,
     /// Disconnects, lifts the kill switch in any mode, and forgets settings and profiles, as before the program was
@@ -156,6 +158,14 @@ pub enum Event {
         /// There are more: ask again, with the last line's number.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         more: bool,
+    },
+    /// Answers `open_portal`.
+    Portal {
+        /// The page: `http` or `https`.
+        page: String,
+        /// It can be reached until then.
+        #[serde(with = "time::serde::rfc3339")]
+        until: Timestamp,
     },
     /// Answers `doctor`.
     Diagnosis(Box<Diagnosis>),
@@ -277,6 +287,7 @@ mod tests {
                 Request::Logs { after: Some(7), level: LogLevel::Debug, follow: true },
                 json!({"type": "logs", "after": 7, "level": "debug", "follow": true}),
             ),
+            (Request::OpenPortal, json!({"type": "open_portal"})),
             (Request::Doctor, json!({"type": "doctor"})),
             (Request::Forget { keep_identity: false }, json!({"type": "forget"})),
             (Request::Forget { keep_identity: true }, json!({"type": "forget", "keep_identity": true})),
@@ -341,6 +352,10 @@ mod tests {
                 },
                 json!({"type": "logs", "lines": [{"seq": 3, "at": "2026-05-03T09:12:00Z", "level": "warn",
                        "target": "culvert_helper::service", "text": "failed"}]}),
+            ),
+            (
+                Event::Portal { page: "http://login.hotel.example/".into(), until: at },
+                json!({"type": "portal", "page": "http://login.hotel.example/", "until": "2026-05-03T09:12:00Z"}),
             ),
             (
                 Event::Version { version: 1, helper: "0.1.0".into() },

@@ -148,7 +148,7 @@ catalogue! {
     NO_NETWORK = 101, "no_network", "No network",
         "{device} is not connected to a network", "The VPN connects by itself when it is";
     PORTAL = 102, "portal", "This network needs a sign-in",
-        "This network lets nothing through before a sign-in", "Open its sign-in page; the VPN connects afterwards";
+        "This network lets nothing through before a sign-in", "Open its sign-in page (culvert portal); the VPN connects afterwards";
     NAME = 103, "name", "The gateway's name was not found",
         "The gateway's name has no address on this network", "Try another network, or ask your administrator";
     NO_ANSWER = 104, "no_answer", "The gateway does not answer",
@@ -219,6 +219,8 @@ catalogue! {
         "The profile is in use", "Disconnect first: culvert disconnect";
     PROFILE_NAME = 419, "profile_name", "This name cannot be used",
         "The name cannot be used for a profile", "Use 1 to 64 letters, digits and hyphens, and no name that is taken";
+    NO_PORTAL = 420, "no_portal", "No sign-in page",
+        "This network shows no sign-in page", "See culvert status, or find out more: culvert doctor";
     GATEWAY_INTERNET = 501, "gateway_internet", "Connected, but the gateway has no internet",
         "Internal addresses work, the gateway itself has no internet", "The administrator must look";
     LOSSY = 502, "lossy", "Connected, weak network",

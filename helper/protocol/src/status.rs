@@ -54,7 +54,15 @@ pub enum State {
     /// This machine has no network; connects by itself when one is back.
     Offline,
     /// This network wants a sign-in first.
-    PortalSignIn,
+    PortalSignIn {
+        /// Its page.
+        #[serde(default)]
+        page: String,
+        /// The page can be reached until then, and nothing else; absent while it is held back, too.
+        #[serde(default, with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none")]
+        #[cfg_attr(feature = "schema", schemars(with = "Option<crate::schema::Moment>"))]
+        open_until: Option<Timestamp>,
+    },
     /// The kill switch holds traffic back while there is no tunnel.
     Blocked {
         /// Why there is no tunnel.
@@ -82,7 +90,7 @@ impl State {
             Self::Connected { .. } => "connected",
             Self::Reconnecting { .. } => "reconnecting",
             Self::Offline => "offline",
-            Self::PortalSignIn => "portal_sign_in",
+            Self::PortalSignIn { .. } => "portal_sign_in",
             Self::Blocked { .. } => "blocked",
             Self::Failed { .. } => "failed",
             Self::Disconnecting => "disconnecting",
@@ -343,7 +351,7 @@ mod tests {
             State::Connected { since: at },
             State::Reconnecting { cause: problem.clone(), attempt: 1, next_at: None },
             State::Offline,
-            State::PortalSignIn,
+            State::PortalSignIn { page: "http://login.hotel.example/".into(), open_until: Some(at) },
             State::Blocked { cause: problem.clone() },
             State::Failed { problem },
             State::Disconnecting,

@@ -4,6 +4,9 @@
 //! Chain `output` judges what this machine sends, `forward` what it sends for others (containers, virtual
 //! machines). Rules of others stay as they are, and still apply: a pass here ends only our own chain.
 
+use std::net::IpAddr;
+
+use ipnet::IpNet;
 use nftables::helper::{self, NftablesError};
 use rtnetlink::sys::protocols::NETLINK_NETFILTER;
 use rustix::thread::{CapabilitySet, capabilities};
@@ -181,7 +184,11 @@ fn matches(packets: &Packets, forwarded: bool) -> Vec<Vec<Value>> {
             if forwarded { vec![out, back] } else { vec![out] }
         }
         // What is forwarded is nobody's own.
-        Packets::Own(_) | Packets::Dhcp | Packets::NeighbourDiscovery if forwarded => vec![],
+        Packets::Own(_) | Packets::Dhcp | Packets::NeighbourDiscovery | Packets::NamesAt(_) | Packets::Web(_)
+            if forwarded =>
+        {
+            vec![]
+        }
         Packets::Own(mark) => vec![vec![equal(&meta("mark"), &json!(mark))]],
         Packets::Dhcp => [(68, 67), (546, 547)]
             .into_iter()
@@ -198,19 +205,35 @@ fn matches(packets: &Packets, forwarded: bool) -> Vec<Vec<Value>> {
             equal(&meta("l4proto"), &json!({"set": ["tcp", "udp"]})),
             equal(&field("th", "dport"), &json!({"set": [53, 853]})),
         ]],
-        Packets::To(networks) => [("ip", true), ("ip6", false)]
+        Packets::NamesAt(servers) => to(&hosts(servers))
             .into_iter()
-            .filter_map(|(protocol, v4)| {
-                let prefixes: Vec<Value> = networks
-                    .iter()
-                    .filter(|network| network.addr().is_ipv4() == v4)
-                    .map(|network| json!({"prefix": {"addr": network.addr(), "len": network.prefix_len()}}))
-                    .collect();
-                (!prefixes.is_empty()).then(|| vec![equal(&field(protocol, "daddr"), &json!({ "set": prefixes }))])
+            .map(|destination| {
+                let protocol = equal(&meta("l4proto"), &json!({"set": ["tcp", "udp"]}));
+                vec![destination, protocol, equal(&field("th", "dport"), &json!(53))]
             })
             .collect(),
+        Packets::Web(addresses) => to(&hosts(addresses))
+            .into_iter()
+            .map(|destination| vec![destination, equal(&meta("l4proto"), &json!("tcp"))])
+            .collect(),
+        Packets::To(networks) => to(networks).into_iter().map(|destination| vec![destination]).collect(),
         Packets::Everything => vec![vec![]],
     }
+}
+
+fn hosts(addresses: &[IpAddr]) -> Vec<IpNet> {
+    addresses.iter().copied().map(IpNet::from).collect()
+}
+
+/// One match for each family that there is a destination of.
+fn to(networks: &[IpNet]) -> Vec<Value> {
+    let of = |(protocol, v4)| {
+        let networks = networks.iter().filter(|network| network.addr().is_ipv4() == v4);
+        let prefix = |network: &IpNet| json!({"prefix": {"addr": network.addr(), "len": network.prefix_len()}});
+        let prefixes: Vec<Value> = networks.map(prefix).collect();
+        (!prefixes.is_empty()).then(|| equal(&field(protocol, "daddr"), &json!({ "set": prefixes })))
+    };
+    [("ip", true), ("ip6", false)].into_iter().filter_map(of).collect()
 }
 
 fn equal(left: &Value, right: &Value) -> Value {

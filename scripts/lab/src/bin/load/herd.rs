@@ -273,7 +273,7 @@ impl Herd {
             }
             // No inner packets: it rests.
             // No client here ever hears that its path has changed.
-            Action::Rebind | Action::Beside | Action::Prefer | Action::Enough => None,
+            Action::Rebind | Action::Beside | Action::Prefer | Action::Enough | Action::LookForPortal => None,
             Action::Inspect => Some(Input::Counters(Counters::default())),
             Action::Undo => {
                 self.hang_up(now, client);
