@@ -27,11 +27,6 @@ impl Caller {
     pub fn of(stream: &UnixStream) -> io::Result<Self> {
         imp::uid(stream).map(|uid| Self { uid })
     }
-
-    /// True for root and for every uid that the helper was started with.
-    pub fn is_allowed(self, allowed: &[u32]) -> bool {
-        self.uid == 0 || allowed.contains(&self.uid)
-    }
 }
 
 #[cfg(test)]
@@ -42,12 +37,5 @@ mod tests {
     async fn the_kernel_names_this_user() {
         let (ours, _theirs) = UnixStream::pair().unwrap();
         assert_eq!(Caller::of(&ours).unwrap().uid, rustix::process::geteuid().as_raw());
-    }
-
-    #[test]
-    fn only_root_and_the_listed_users_are_allowed() {
-        assert!(Caller { uid: 0 }.is_allowed(&[]));
-        assert!(Caller { uid: 501 }.is_allowed(&[501]));
-        assert!(!Caller { uid: 502 }.is_allowed(&[501]));
     }
 }

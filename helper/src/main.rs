@@ -8,6 +8,8 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use culvert_helper::logs::Logs;
+use culvert_helper::manager;
+use culvert_helper::owners::Owners;
 use culvert_helper::service::Service;
 use culvert_helper::session::{DEFAULT_DEVICE, Options};
 use culvert_helper::socket::{CONNECTIONS, Shared, Socket};
@@ -58,7 +60,13 @@ struct Run {
     state_dir: PathBuf,
     /// A user that may control the VPN, beside root. May be repeated.
     #[arg(long = "allow-uid", value_name = "UID")]
-    allowed: Vec<u32>,
+    uids: Vec<u32>,
+    /// A group whose members may control the VPN. May be repeated.
+    #[arg(long = "allow-group", value_name = "NAME")]
+    groups: Vec<String>,
+    /// Whoever sits at this machine (the user of the active local session) may control the VPN, too.
+    #[arg(long = "allow-local")]
+    local: bool,
     /// Firewall mark of the tunnel's own packets, and number of its routing table.
     #[arg(long, default_value = "0x6376", value_parser = mark)]
     fwmark: u32,
@@ -125,19 +133,27 @@ async fn serve(run: Run, logs: Logs) -> anyhow::Result<()> {
     // SIGHUP comes from a terminal that is closed.
     let stop = stop().context("signals")?;
     // The socket next: a second helper must notice before it touches the first one's changes.
-    let socket = Socket::bind(&run.socket).with_context(|| {
-        format!("cannot listen on {} (stop what listens there, or choose another with --socket)", run.socket.display())
-    })?;
+    let inherited = Socket::inherited().context("the service manager's socket")?;
+    let socket = match inherited {
+        Some(socket) => socket,
+        None => Socket::bind(&run.socket).with_context(|| {
+            let path = run.socket.display();
+            format!("cannot listen on {path} (stop what listens there, or choose another with --socket)")
+        })?,
+    };
     let service = Service::open(run.state_dir.clone(), options).await.with_context(|| {
         format!("cannot use {} (run as root, or choose another with --state-dir)", run.state_dir.display())
     })?;
+    let owners = Owners { uids: run.uids, groups: run.groups, local: run.local };
     let (asked, requests) = mpsc::channel(CONNECTIONS);
-    let shared = Shared { asked, changes: service.changes(), allowed: run.allowed.into(), logs };
+    let shared = Shared { asked, changes: service.changes(), owners: owners.into(), logs };
     tracing::info!(socket = %run.socket.display(), "ready");
+    let told = tokio::spawn(manager::tell(service.changes()));
     tokio::select! {
         () = service.run(requests, stop) => {}
         () = socket.serve(shared) => {}
     }
+    told.abort();
     Ok(())
 }
 

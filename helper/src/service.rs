@@ -38,6 +38,7 @@ use crate::enrol::enrol;
 use crate::guard::{Block, Guard, Opening};
 use crate::install::Installed;
 use crate::journal::{Change as Made, Journal};
+use crate::manager;
 use crate::names::Names;
 use crate::portal::{self, Sight};
 use crate::profile::{Carried, Profile, Profiles};
@@ -203,6 +204,7 @@ impl Service {
             self.drive().await;
             self.aim().await;
         }
+        manager::tell_end();
         self.inputs.push_back(Input::Disconnect);
         self.drive().await;
     }

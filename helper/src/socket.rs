@@ -16,6 +16,7 @@ use std::time::Duration;
 use culvert_protocol::{
     Answer, Ask, Change, Event, FrameReader, LogLevel, Problem, Request, VERSION, code, decode, encode,
 };
+use listenfd::ListenFd;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
@@ -23,6 +24,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::caller::Caller;
 use crate::logs::Logs;
+use crate::owners::Owners;
 
 /// Connections served at once.
 pub const CONNECTIONS: usize = 8;
@@ -51,8 +53,8 @@ pub struct Shared {
     pub asked: mpsc::Sender<Asked>,
     /// The newest state.
     pub changes: watch::Receiver<Change>,
-    /// Users that may change the state, beside root.
-    pub allowed: Arc<[u32]>,
+    /// Who may change the state.
+    pub owners: Arc<Owners>,
     /// What was logged.
     pub logs: Logs,
 }
@@ -61,10 +63,22 @@ pub struct Shared {
 #[derive(Debug)]
 pub struct Socket {
     listener: UnixListener,
-    path: PathBuf,
+    /// Ours to remove; `None` for a service manager's.
+    path: Option<PathBuf>,
 }
 
 impl Socket {
+    /// The socket that a service manager listens on for us (sd_listen_fds(3)), if there is one. Its file and its mode
+    /// are the manager's, and callers that come while no helper runs wait in it.
+    ///
+    /// # Errors
+    /// What the OS says, or that what was handed over is no Unix socket.
+    pub fn inherited() -> io::Result<Option<Self>> {
+        let Some(listener) = ListenFd::from_env().take_unix_listener(0)? else { return Ok(None) };
+        listener.set_nonblocking(true)?;
+        Ok(Some(Self { listener: UnixListener::from_std(listener)?, path: None }))
+    }
+
     /// Listens on `path`; makes its directory (0755) when there is none, and takes the place of a
     /// socket that nobody listens on any more.
     ///
@@ -92,7 +106,7 @@ impl Socket {
         }
         let listener = UnixListener::bind(path)?;
         fs::set_permissions(path, Permissions::from_mode(0o666))?;
-        Ok(Self { listener, path: path.into() })
+        Ok(Self { listener, path: Some(path.into()) })
     }
 
     /// Accepts callers until the future is dropped; their tasks end with the service.
@@ -119,7 +133,9 @@ impl Socket {
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
+        if let Some(path) = &self.path {
+            let _ = fs::remove_file(path);
+        }
     }
 }
 
@@ -135,7 +151,7 @@ async fn converse(stream: UnixStream, shared: Shared, place: OwnedSemaphorePermi
         Ok(caller) => caller,
         Err(error) => return tracing::warn!(%error, "a caller could not be told apart"),
     };
-    let is_owner = caller.is_allowed(&shared.allowed);
+    let is_owner = shared.owners.include(caller.uid).await;
     let other = if is_owner { None } else { others.try_acquire_owned().ok() };
     if !is_owner && other.is_none() {
         return turn_away(&stream, Problem::new(code::BUSY));

@@ -48,7 +48,7 @@ pub(crate) async fn uninstall(socket: &Path, arguments: Uninstall) -> Result<Exi
 fn remove() -> &'static str {
     if cfg!(target_os = "macos") {
         "run Uninstall Culvert from the app's settings"
-    } else if Path::new("/var/lib/dpkg/info/culvert.list").exists() {
+    } else if Path::new("/usr/share/doc/culvert/changelog.Debian.gz").exists() {
         "sudo apt purge culvert"
     } else {
         "stop culvert-helper, then remove it the way it was installed, and its state in /var/lib/culvert"

@@ -196,7 +196,7 @@ catalogue! {
     SYSTEM = 408, "system", "A change to the system failed",
         "The operating system refused a change", "Everything was put back; look at the helper's log";
     FORBIDDEN = 409, "forbidden", "Not allowed",
-        "Your user may not control the VPN", "Ask the administrator to add your uid (culvert-helper run --allow-uid)";
+        "Your user may not control the VPN", "Ask the administrator to add you to the group culvert, or your uid to the helper (culvert-helper run --allow-uid)";
     NOT_ENROLLED = 410, "not_enrolled", "Not set up",
         "{device} has no access yet", "Enrol with an invitation: culvert enrol";
     NO_PROFILE = 411, "no_profile", "No such profile",
