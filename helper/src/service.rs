@@ -610,6 +610,7 @@ impl Service {
             endpoint: profile.endpoints.first().cloned().unwrap_or_default(),
             remote: facts.live.map(|(remote, _)| remote),
             seen_as: facts.live.map(|(_, welcome)| welcome.seen_as),
+            inner: facts.live.map(|(_, welcome)| welcome.gateway_ipv4.into()),
         });
         let until = facts.live.and_then(|(_, welcome)| Timestamp::from_unix_timestamp(welcome.certificate_until).ok());
         let certificate = profile.and_then(|profile| {

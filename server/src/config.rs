@@ -49,6 +49,8 @@ pub struct Config {
     pub devices_per_user: Option<u32>,
     /// `limits.handshakes_per_second`; `None` means no limit.
     pub handshakes_per_second: Option<u32>,
+    /// `limits.speedtests`; `None` means that there are none.
+    pub speedtests: Option<u32>,
     /// `log.format`.
     pub log_format: LogFormat,
     /// `log.level`.
@@ -232,6 +234,7 @@ impl Config {
             (text == "0").then_some(())
         });
         let handshakes_per_second = read.number("limits", "handshakes_per_second", "0 (no limit) or more");
+        let speedtests = read.number("limits", "speedtests", "0 (none) or more");
         read.text("metrics", "listen", "\"\": this version serves no metrics yet", |text| {
             text.is_empty().then_some(())
         });
@@ -273,6 +276,7 @@ impl Config {
             push: Push { routes: routes.concat(), excluded_routes: excluded_routes.concat(), dns, domains },
             devices_per_user: devices_per_user?,
             handshakes_per_second: handshakes_per_second?,
+            speedtests: speedtests?,
             log_format: log_format?,
             log_level: log_level?,
             state_dir: state_dir?,

@@ -30,6 +30,7 @@ use crate::registry::sqlite::SqliteRegistry;
 use crate::registry::{Device, Registry, RegistryError};
 use crate::sessions::{LoopError, Sessions};
 use crate::settings::{Settings, SettingsError};
+use crate::speed::{self, Speed};
 use crate::state::{StateDir, StateError};
 
 /// The interface's MTU when nothing else is said: each session's own path MTU is enforced in the
@@ -196,6 +197,7 @@ async fn serve(config: Config, state: &StateDir, registry: SqliteRegistry) -> Re
         events.push(told);
         threads.push(thread);
     }
+    let speed = speed(&config, &settings).await;
     let (asked, requests) = mpsc::channel(REQUESTS);
     let office = Arc::new(Office { registry: registry.clone(), authority, config, settings });
     let stop = async {
@@ -213,6 +215,7 @@ async fn serve(config: Config, state: &StateDir, registry: SqliteRegistry) -> Re
     let outcome = tokio::select! {
         outcome = sessions => outcome,
         () = control.serve(asked) => Err(LoopError::ShardGone), // never: it serves for ever
+        () = serve_speed(speed) => Err(LoopError::ShardGone), // neither does this end
     };
     drop(control);
     for thread in threads {
@@ -224,6 +227,25 @@ async fn serve(config: Config, state: &StateDir, registry: SqliteRegistry) -> Re
     drop(host);
     tracing::info!(event = "stopped");
     Ok(outcome?)
+}
+
+/// A gateway without it carries packets as well.
+async fn speed(config: &Config, settings: &Settings) -> Option<Speed> {
+    let (at_once, pool) = (config.speedtests?, settings.pool);
+    match Speed::bind(pool.gateway().ipv4, vec![pool.ipv4().into()], at_once as usize).await {
+        Ok(speed) => Some(speed),
+        Err(error) => {
+            tracing::warn!(event = "speedtest_unavailable", %error, "TCP port {} of the inner address", speed::PORT);
+            None
+        }
+    }
+}
+
+async fn serve_speed(speed: Option<Speed>) {
+    match speed {
+        Some(speed) => speed.serve().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Undoes what a crashed gateway left on this host.

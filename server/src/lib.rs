@@ -20,5 +20,6 @@ pub mod nat;
 pub mod registry;
 pub mod sessions;
 pub mod settings;
+pub mod speed;
 pub mod state;
 pub mod times;

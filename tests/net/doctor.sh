@@ -77,6 +77,16 @@ net_wait 5 "the root's name server" listens $root_a
 echo "nameserver $DNS_BEFORE" >"/etc/netns/$NET_CLIENT/resolv.conf"
 doctor "another program writes the resolver" 1 E403 "another program has changed the resolver"
 
+echo "- a speed test"
+run culvert speedtest --seconds 1 --json
+check "speedtest: exit code" 0 $CODE
+within "speedtest: Mbit/s down" 1 100000 "$(jq '.down_bits_per_second / 1e6 | floor' <<<"$OUT")"
+within "speedtest: Mbit/s up" 1 100000 "$(jq '.up_bits_per_second / 1e6 | floor' <<<"$OUT")"
+run culvert speedtest --seconds 1
+match "speedtest for people" "^Down: +[0-9.]+ [MG]bit/s" "$OUT"
+run culvert speedtest --seconds 60
+match "a speedtest that is too long" "^2 .*1..=10" "$CODE $ERR"
+check "from outside there is no speed test" 0 "$(net_in "$NET_INTERNET" bash -c "ip route add 100.64.0.0/10 via $UPLINK_IP4; exec 3<>/dev/tcp/$(status .gateway.inner)/9581 && echo 'culvert-speed 1 down 1' >&3 && wc -c <&3" 2>/dev/null)"
 echo "- a report"
 run culvert report --stdout
 check "report: exit code" 0 $CODE
@@ -102,6 +112,8 @@ check "logs --follow goes on" 124 $CODE
 echo "- what stands in the way"
 run culvert disconnect
 check "disconnect" 0 $CODE
+run culvert speedtest
+match "speedtest without a connection" "^3 .*not connected.*\[E421\]" "$CODE $ERR"
 net_in "$NET_CLIENT" nft -f - <<NFT || die "the rules of a local filter"
 table inet littlesnitch {
   chain out {

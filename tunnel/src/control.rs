@@ -92,6 +92,9 @@ pub struct Hello {
     pub platform: String,
 }
 
+/// TCP port of the gateway's inner IPv4 address where clients test how fast the tunnel is.
+pub const SPEED_PORT: u16 = 9581;
+
 /// Everything a client needs to carry traffic.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Welcome {

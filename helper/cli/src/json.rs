@@ -28,6 +28,24 @@ pub(crate) struct Profiles {
     pub(crate) profiles: Vec<ProfileFacts>,
 }
 
+/// `speedtest --json`.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct Speed {
+    /// The gateway's display name.
+    pub(crate) gateway: String,
+    /// From the gateway to this machine: bytes inside TCP, times eight.
+    pub(crate) down_bits_per_second: f64,
+    /// From this machine to the gateway.
+    pub(crate) up_bits_per_second: f64,
+    /// The link's round trip before the test.
+    pub(crate) rtt_ms: f64,
+    /// The longest round trip that was seen during it.
+    pub(crate) loaded_rtt_ms: f64,
+    /// How long each way was tested.
+    pub(crate) seconds: u64,
+}
+
 /// `version --json`.
 #[derive(Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]

@@ -16,6 +16,7 @@ mod redact;
 mod report;
 mod settings;
 mod show;
+mod speedtest;
 mod uninstall;
 
 use std::path::PathBuf;
@@ -121,6 +122,9 @@ enum Command {
     /// Show what the helper has logged since it started.
     #[command(after_help = EXIT_CODES)]
     Logs(logs::Logs),
+    /// Measure how fast the tunnel is, against your own gateway; nobody else takes part.
+    #[command(after_help = EXIT_CODES)]
+    Speedtest(speedtest::Speedtest),
     /// Disconnect, lift the kill switch, and forget settings and access to gateways.
     #[command(after_help = EXIT_CODES)]
     Uninstall(uninstall::Uninstall),
@@ -200,6 +204,7 @@ async fn run(Arguments { socket, command }: Arguments) -> Result<ExitCode, Failu
         Command::Doctor { json } => doctor::doctor(&socket, json).await,
         Command::Report(arguments) => report::report(&socket, arguments).await,
         Command::Logs(arguments) => logs::logs(&socket, arguments).await,
+        Command::Speedtest(arguments) => speedtest::speedtest(&socket, arguments).await,
         Command::Uninstall(arguments) => uninstall::uninstall(&socket, arguments).await,
         Command::Completions { shell } => Ok(completions(shell)?),
         Command::Man { dir } => man(&dir),

@@ -246,6 +246,7 @@ mod tests {
                 endpoint: "vpn.acme.org:443".into(),
                 remote: Some("203.0.113.7:443".parse().unwrap()),
                 seen_as: None,
+                inner: None,
             }),
             addresses: vec!["100.77.3.9".parse().unwrap(), "fd4e:9a1c::9".parse().unwrap()],
             interface: Some("culvert0".into()),

@@ -221,6 +221,10 @@ catalogue! {
         "The name cannot be used for a profile", "Use 1 to 64 letters, digits and hyphens, and no name that is taken";
     NO_PORTAL = 420, "no_portal", "No sign-in page",
         "This network shows no sign-in page", "See culvert status, or find out more: culvert doctor";
+    NOT_CONNECTED = 421, "not_connected", "Not connected",
+        "{device} is not connected", "Connect first: culvert connect";
+    SPEEDTEST = 422, "speedtest", "The speed test failed",
+        "The speed test failed", "Try again in a moment; the administrator can allow more (limits.speedtests)";
     GATEWAY_INTERNET = 501, "gateway_internet", "Connected, but the gateway has no internet",
         "Internal addresses work, the gateway itself has no internet", "The administrator must look";
     LOSSY = 502, "lossy", "Connected, weak network",

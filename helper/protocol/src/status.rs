@@ -191,6 +191,9 @@ pub struct Gateway {
     /// The address that the gateway sees this client at.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seen_as: Option<SocketAddr>,
+    /// Its own address inside the tunnel; absent while not connected.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inner: Option<IpAddr>,
 }
 
 /// What goes through the tunnel. True only for what the helper has put in force itself.
@@ -296,6 +299,7 @@ pub(crate) fn sample() -> Status {
             endpoint: "vpn.acme.org:443".into(),
             remote: Some("203.0.113.7:443".parse().unwrap()),
             seen_as: Some("198.51.100.2:40000".parse().unwrap()),
+            inner: Some("100.77.3.1".parse().unwrap()),
         }),
         addresses: vec!["100.77.3.9".parse().unwrap(), "fd4e:9a1c::9".parse().unwrap()],
         interface: Some("culvert0".into()),
@@ -322,7 +326,7 @@ pub(crate) fn sample_json() -> serde_json::Value {
     serde_json::json!({
         "schema": 1, "state": "connected", "since": "2026-05-03T09:12:00Z", "profile": "acme",
         "gateway": {"name": "Acme", "endpoint": "vpn.acme.org:443", "remote": "203.0.113.7:443",
-                    "seen_as": "198.51.100.2:40000"},
+                    "seen_as": "198.51.100.2:40000", "inner": "100.77.3.1"},
         "addresses": ["100.77.3.9", "fd4e:9a1c::9"], "interface": "culvert0",
         "protection": {"ipv4": true, "ipv6": true, "dns": true, "kill_switch": true},
         "kill_switch": {"mode": "auto", "in_force": true, "allow_lan": true},

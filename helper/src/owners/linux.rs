@@ -33,5 +33,5 @@ async fn is(bus: &Connection, session: &OwnedObjectPath, property: &str) -> zbus
     let get =
         bus.call_method(Some(LOGIND), session, Some("org.freedesktop.DBus.Properties"), "Get", &arguments).await?;
     let value: OwnedVariant = get.body().deserialize()?;
-    bool::try_from(value).map_err(Into::into)
+    bool::try_from(value)
 }

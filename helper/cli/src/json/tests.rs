@@ -17,6 +17,7 @@ fn schemas() -> Vec<(&'static str, &'static str, Schema)> {
         ("logs", "each line of culvert logs --json", schema::<LogsLine>()),
         ("profiles", "culvert profiles list --json", schema::<Numbered<Profiles>>()),
         ("settings", "culvert settings list --json", schema::<SettingsList>()),
+        ("speedtest", "culvert speedtest --json", schema::<Numbered<Speed>>()),
         ("version", "culvert version --json", schema::<Numbered<Version>>()),
     ]
 }
@@ -72,6 +73,15 @@ fn what_is_printed_fits_its_schema() {
     for kill_switch in KillSwitch::ALL {
         fits("settings", &SettingsList::new(Settings { kill_switch, allow_lan: false }));
     }
+    let speed = Speed {
+        gateway: "Acme".into(),
+        down_bits_per_second: 4.1e8,
+        up_bits_per_second: 9.8e7,
+        rtt_ms: 23.0,
+        loaded_rtt_ms: 41.0,
+        seconds: 5,
+    };
+    fits("speedtest", &Numbered::new(speed));
     for helper in [None, Some("0.1.0".to_owned())] {
         fits("version", &Numbered::new(Version::new(helper)));
     }
@@ -141,6 +151,7 @@ fn status(state: State) -> Status {
             endpoint: "vpn.acme.org:443".into(),
             remote: on(is_up).map(|()| "203.0.113.7:443".parse().unwrap()),
             seen_as: on(is_up).map(|()| "[2001:db8::1]:40000".parse().unwrap()),
+            inner: on(is_up).map(|()| "100.77.3.1".parse().unwrap()),
         }),
         addresses: on(is_up).map(|()| vec!["100.77.3.9".parse().unwrap()]).unwrap_or_default(),
         interface: on(is_up).map(|()| "culvert0".into()),
