@@ -8,7 +8,12 @@
 use std::fs;
 use std::io;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::time::Instant;
+#[cfg(target_os = "linux")]
+use tokio::time::sleep_until;
 
 #[cfg(target_os = "linux")]
 use crate::journal::Change;
@@ -19,6 +24,15 @@ mod resolv_conf;
 mod resolvconf;
 #[cfg(target_os = "linux")]
 mod resolved;
+#[cfg(target_os = "linux")]
+mod watch;
+
+/// So long after the last change to the resolver's file it is looked at.
+const QUIET: Duration = Duration::from_millis(200);
+/// Another program that takes the file back more often than this within [`FIGHT`] keeps it.
+const RETAKEN: usize = 5;
+/// See [`RETAKEN`].
+const FIGHT: Duration = Duration::from_secs(60);
 
 /// What to ask for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,6 +55,12 @@ pub struct DnsGuard {
     made: Option<Made>,
     /// What the machine cannot do, in a sentence.
     note: Option<String>,
+    #[cfg(target_os = "linux")]
+    watch: Option<watch::FileWatch>,
+    /// When to look whether the file is still ours.
+    look: Option<Instant>,
+    /// When it was taken back.
+    retaken: Vec<Instant>,
 }
 
 #[derive(Debug)]
@@ -78,12 +98,12 @@ impl DnsGuard {
             };
             if resolved::is_asked(&wanted.file, &text) {
                 let link = resolved::Link::apply(wanted, index).await?;
-                return Ok(Self { made: Some(Made::Resolved(link)), note: None });
+                return Ok(Self::of(Made::Resolved(link), None));
             }
             if resolvconf::keeps(&wanted.file, &text) {
                 let record = resolvconf::record(&wanted.device);
                 let entry = journal.record(Change::Resolvconf { record: record.clone() })?;
-                let guard = Self { made: Some(Made::Resolvconf { entry, record: record.clone() }), note: unrouted() };
+                let guard = Self::of(Made::Resolvconf { entry, record: record.clone() }, unrouted());
                 if let Err(error) = resolvconf::add(&record, wanted) {
                     let _ = guard.undo(journal).await; // the first error says more
                     return Err(error);
@@ -94,7 +114,79 @@ impl DnsGuard {
         #[cfg(not(target_os = "linux"))]
         let _ = index; // a file knows no interfaces
         let (entry, change) = resolv_conf::apply(wanted, journal)?;
-        Ok(Self { made: Some(Made::File { entry, change }), note: unrouted() })
+        let mut guard = Self::of(Made::File { entry, change }, unrouted());
+        guard.watch(&wanted.file);
+        Ok(guard)
+    }
+
+    fn of(made: Made, note: Option<String>) -> Self {
+        Self {
+            made: Some(made),
+            note,
+            #[cfg(target_os = "linux")]
+            watch: None,
+            look: None,
+            retaken: Vec::new(),
+        }
+    }
+
+    /// Without it the file is as good, until another program writes it.
+    #[cfg(target_os = "linux")]
+    fn watch(&mut self, file: &Path) {
+        let opened = watch::FileWatch::open(file);
+        self.watch = opened.inspect_err(|error| tracing::warn!(%error, "the resolver's file cannot be watched")).ok();
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn watch(&mut self, _: &Path) {}
+
+    /// Waits until another program has written the resolver's file: a DHCP client in another network, mostly.
+    /// Cancel-safe.
+    #[cfg(target_os = "linux")]
+    pub async fn taken(&mut self) {
+        loop {
+            let Some(watch) = &self.watch else { return std::future::pending().await };
+            match self.look {
+                None => {
+                    watch.next().await;
+                    self.look = Some(Instant::now() + QUIET);
+                }
+                Some(due) => tokio::select! {
+                    () = watch.next() => {} // one burst is one look
+                    () = sleep_until(due) => {
+                        self.look = None;
+                        if !self.is_in_force() {
+                            return;
+                        }
+                    }
+                },
+            }
+        }
+    }
+
+    /// Nobody tells.
+    #[cfg(not(target_os = "linux"))]
+    pub async fn taken(&mut self) {
+        std::future::pending().await
+    }
+
+    /// Puts the servers in force again after [`Self::taken`]; what the other program wrote comes back at the end.
+    ///
+    /// # Errors
+    /// What the file system says; the file is as the other program wrote it then.
+    pub fn retake(&mut self, wanted: &Servers, journal: &mut Journal) -> io::Result<()> {
+        let Some(Made::File { entry: old, .. }) = self.made else { return Ok(()) };
+        let now = Instant::now();
+        self.retaken.retain(|at| now - *at < FIGHT);
+        if self.retaken.len() >= RETAKEN {
+            let file = wanted.file.display();
+            self.note = Some(format!("Another program keeps writing {file}, so names are looked up as it wants"));
+            return Ok(());
+        }
+        self.retaken.push(now);
+        let (entry, change) = resolv_conf::apply(wanted, journal)?;
+        self.made = Some(Made::File { entry, change });
+        journal.strike(old)
     }
 
     /// The resolver's file as the network wants it, where ours has taken its place.

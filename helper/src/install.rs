@@ -38,7 +38,8 @@ impl Installed {
         let (plan, servers) = (plan(options, welcome), servers(options, welcome));
         let device = open(&options.device)?;
         let routes = RouteGuard::apply(&plan, journal).await.map_err(|error| error.problem())?;
-        let mut installed = Self { plan, servers, routes, dns: None, notes: Vec::new() };
+        let notes = routes.note().map(str::to_owned).into_iter().collect();
+        let mut installed = Self { plan, servers, routes, dns: None, notes };
         let Some(servers) = &installed.servers else { return Ok((installed, device)) };
         match DnsGuard::apply(servers, installed.routes.index(), journal).await {
             Ok(guard) => {
@@ -108,6 +109,27 @@ impl Installed {
         self.servers.as_ref().map_or(&[], |servers| &servers.servers)
     }
 
+    /// Waits until another program has taken the resolver. Cancel-safe.
+    pub async fn resolver_taken(&mut self) {
+        match &mut self.dns {
+            Some(guard) => guard.taken().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Takes the resolver back after [`Self::resolver_taken`].
+    pub fn retake_resolver(&mut self, journal: &mut Journal) {
+        let (Some(guard), Some(servers)) = (&mut self.dns, &self.servers) else { return };
+        let before = guard.note().map(str::to_owned);
+        match guard.retake(servers, journal) {
+            Ok(()) => tracing::info!("another program wrote the resolver's file"),
+            Err(error) => tracing::warn!(%error, "the resolver's file cannot be taken back"),
+        }
+        if guard.note() != before.as_deref() {
+            self.notes.extend(guard.note().map(str::to_owned));
+        }
+    }
+
     /// Names are looked up at the gateway, as far as that can be seen.
     pub fn looks_up_names_inside(&self) -> bool {
         self.dns.as_ref().is_some_and(DnsGuard::is_in_force)
@@ -134,6 +156,7 @@ fn plan(options: &Options, welcome: &Welcome) -> Plan {
         excluded: welcome.excluded_routes.clone(),
         networks: welcome.networks.clone(),
         fwmark: options.fwmark,
+        overlap: options.overlap,
     };
     // The gateway's name servers are asked through its tunnel, also when little else is.
     for server in &welcome.dns_servers {

@@ -13,7 +13,7 @@ use culvert_helper::owners::Owners;
 use culvert_helper::service::Service;
 use culvert_helper::session::{DEFAULT_DEVICE, Options};
 use culvert_helper::socket::{CONNECTIONS, Shared, Socket};
-use culvert_protocol::DEFAULT_SOCKET;
+use culvert_protocol::{DEFAULT_SOCKET, Overlap};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tracing_subscriber::filter::{LevelFilter, Targets};
@@ -125,6 +125,7 @@ async fn recover(state_dir: &std::path::Path, device: &str) -> anyhow::Result<()
 async fn serve(run: Run, logs: Logs) -> anyhow::Result<()> {
     let options = Options {
         fwmark: run.fwmark,
+        overlap: Overlap::default(),
         portal_for: Duration::from_secs(run.portal_for),
         device: run.device_name,
         resolver: PathBuf::from("/etc/resolv.conf"),

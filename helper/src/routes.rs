@@ -7,7 +7,7 @@
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use culvert_protocol::{Problem, code};
+use culvert_protocol::{Overlap, Problem, code};
 use ipnet::IpNet;
 
 use crate::journal::{Change, Journal};
@@ -35,6 +35,8 @@ pub struct Plan {
     pub networks: Vec<IpNet>,
     /// Marks the tunnel's own packets; also the number of our routing table.
     pub fwmark: u32,
+    /// Which network wins where a local one has the same addresses.
+    pub overlap: Overlap,
 }
 
 impl Plan {
@@ -63,24 +65,17 @@ impl Plan {
         self.is_full() && !self.carried().iter().any(|net| matches!(net, IpNet::V6(v6) if v6.prefix_len() == 0))
     }
 
-    /// The first clash between a local network and one behind the gateway: an inner network may
+    /// The clashes between local networks and those behind the gateway: an inner network may
     /// not touch a local one, and a pushed route may not lie within one (it would never be used).
-    pub fn clash(&self, local: &[LocalNet]) -> Option<RouteError> {
-        let clash = |ours: &IpNet, theirs: &LocalNet| RouteError::Overlap {
-            inner: ours.trunc(),
-            local: theirs.net,
-            interface: theirs.interface.clone(),
+    pub fn clashes(&self, local: &[LocalNet]) -> Vec<Clash> {
+        let with = |theirs: &LocalNet| {
+            let touches = |net: &&IpNet| net.contains(&theirs.net) || theirs.net.contains(*net);
+            let within = |net: &&IpNet| theirs.net.contains(*net);
+            let inner = self.networks.iter().filter(touches).chain(self.routes.iter().filter(within));
+            let clash = |net: &IpNet| Clash { inner: net.trunc(), local: theirs.clone() };
+            inner.map(clash).collect::<Vec<_>>()
         };
-        for theirs in local {
-            if let Some(ours) = self.networks.iter().find(|net| net.contains(&theirs.net) || theirs.net.contains(*net))
-            {
-                return Some(clash(ours, theirs));
-            }
-            if let Some(ours) = self.routes.iter().find(|net| theirs.net.contains(*net)) {
-                return Some(clash(ours, theirs));
-            }
-        }
-        None
+        local.iter().flat_map(with).collect()
     }
 }
 
@@ -91,6 +86,28 @@ pub struct LocalNet {
     pub net: IpNet,
     /// Through which interface.
     pub interface: String,
+}
+
+/// Two networks with the same addresses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Clash {
+    /// Behind the gateway.
+    pub inner: IpNet,
+    /// On this machine.
+    pub local: LocalNet,
+}
+
+impl Clash {
+    fn error(&self) -> RouteError {
+        let LocalNet { net, interface } = self.local.clone();
+        RouteError::Overlap { inner: self.inner, local: net, interface }
+    }
+
+    /// What is given up for the local network.
+    fn note(&self) -> String {
+        let LocalNet { net, interface } = &self.local;
+        format!("{} behind the gateway cannot be reached: {net} on {interface} has the same addresses", self.inner)
+    }
 }
 
 /// Why the routes could not be put in force. Nothing is in force then.
@@ -160,6 +177,11 @@ impl RouteGuard {
         imp::Routes::apply(plan, journal).await.map(Self)
     }
 
+    /// What is not reached through the tunnel, in a sentence.
+    pub fn note(&self) -> Option<&str> {
+        self.0.note()
+    }
+
     /// The interface's number.
     pub fn index(&self) -> u32 {
         self.0.index()
@@ -212,13 +234,15 @@ mod tests {
     fn a_local_network_that_clashes_is_named() {
         let plan = plan(&["0.0.0.0/0", "192.168.1.0/24", "10.0.0.0/8"], false);
         let lan = |net: &str| [LocalNet { net: net.parse().unwrap(), interface: "wlan0".into() }];
-        let error = plan.clash(&lan("192.168.1.0/24")).unwrap();
-        assert_eq!(error.problem().code, code::OVERLAP);
-        assert!(error.to_string().contains("192.168.1.0/24 on wlan0"), "{error}");
-        assert!(plan.clash(&lan("100.64.0.0/10")).is_some(), "inside the LAN");
-        assert!(plan.clash(&lan("100.77.9.0/24")).is_some(), "around the LAN");
-        assert!(plan.clash(&lan("10.5.0.0/16")).is_none(), "a LAN within a pushed route keeps its addresses");
-        assert!(plan.clash(&lan("172.16.0.0/12")).is_none());
+        let clashes = plan.clashes(&lan("192.168.1.0/24"));
+        let [clash] = &clashes[..] else { panic!("{clashes:?}") };
+        assert_eq!(clash.error().problem().code, code::OVERLAP);
+        assert!(clash.error().to_string().contains("192.168.1.0/24 on wlan0"), "{}", clash.error());
+        assert!(clash.note().contains("192.168.1.0/24 behind the gateway"), "{}", clash.note());
+        assert!(!plan.clashes(&lan("100.64.0.0/10")).is_empty(), "inside the LAN");
+        assert!(!plan.clashes(&lan("100.77.9.0/24")).is_empty(), "around the LAN");
+        assert!(plan.clashes(&lan("10.5.0.0/16")).is_empty(), "a LAN within a pushed route keeps its addresses");
+        assert!(plan.clashes(&lan("172.16.0.0/12")).is_empty());
     }
 
     fn plan(routes: &[&str], v6: bool) -> Plan {
@@ -231,6 +255,7 @@ mod tests {
             excluded: vec![],
             networks: vec!["100.77.0.0/16".parse().unwrap()],
             fwmark: 1,
+            overlap: Overlap::Ask,
         }
     }
 }

@@ -119,6 +119,7 @@ impl Service {
         let state = told(supervisor.state(), guard.is_in_force());
         let (changes, _) = watch::channel(Change { at: Timestamp::now_utc(), profile: default, state });
         let mut session = Session::new(options.clone(), journal);
+        session.prefer(settings.now().overlap);
         let mut inputs = VecDeque::new();
         if let Some(profile) = wanted {
             tracing::info!(profile = profile.name, "going on where an earlier run ended");
@@ -404,13 +405,18 @@ impl Service {
             .map_err(|error| Problem::new(code::DISK).because(format!("The settings could not be saved: {error}")))?;
         self.unblocked &= before.kill_switch == chosen.kill_switch;
         if let Err(problem) = self.hold().await {
-            let back = SettingsChange { kill_switch: Some(before.kill_switch), allow_lan: Some(before.allow_lan) };
+            let back = SettingsChange {
+                kill_switch: Some(before.kill_switch),
+                allow_lan: Some(before.allow_lan),
+                overlap: Some(before.overlap),
+            };
             if let Err(error) = self.settings.change(&back) {
                 tracing::error!(%error, "the settings could not be put back");
             }
             return Err(problem);
         }
-        tracing::info!(kill_switch = %chosen.kill_switch, allow_lan = chosen.allow_lan, "settings");
+        self.session.prefer(chosen.overlap);
+        tracing::info!(kill_switch = %chosen.kill_switch, allow_lan = chosen.allow_lan, overlap = chosen.overlap.word(), "settings");
         self.publish();
         Ok(Event::Settings(chosen))
     }

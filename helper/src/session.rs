@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::time::Duration;
 
-use culvert_protocol::{Problem, Step, Timestamp, code};
+use culvert_protocol::{Overlap, Problem, Step, Timestamp, code};
 use culvert_tunnel::close::{Close, Down};
 use culvert_tunnel::control::{self, FrameError, FromClient, FromServer, Hello, Welcome};
 use culvert_tunnel::device::linux::Tun;
@@ -41,6 +41,8 @@ pub const DEFAULT_DEVICE: &str = "culvert0";
 pub struct Options {
     /// Marks the tunnel's own packets; also the number of our routing table.
     pub fwmark: u32,
+    /// Which of two networks with the same addresses wins.
+    pub overlap: Overlap,
     /// How long a network's sign-in page can be reached once it is opened.
     pub portal_for: Duration,
     /// The tunnel interface's name.
@@ -58,6 +60,8 @@ pub enum Occurrence {
     Resolved(Result<Vec<Candidate>, Problem>),
     /// A deadline of the attempt has passed.
     Due,
+    /// Another program has written the resolver's file.
+    ResolverTaken,
 }
 
 /// A link that the gateway has welcomed.
@@ -147,6 +151,11 @@ impl Session {
         }
     }
 
+    /// Which of two networks with the same addresses wins, from the next attempt on.
+    pub fn prefer(&mut self, overlap: Overlap) {
+        self.options.overlap = overlap;
+    }
+
     /// The profile that the next attempt uses.
     pub fn choose(&mut self, profile: Profile) {
         if self.profile.as_ref().is_none_or(|old| old.endpoints != profile.endpoints) {
@@ -210,6 +219,7 @@ impl Session {
             event = receive(self.shard.as_mut()) => Occurrence::Shard(event),
             found = resolved(resolving) => Occurrence::Resolved(found),
             () = reached(due) => Occurrence::Due,
+            () = taken(self.installed.as_mut()) => Occurrence::ResolverTaken,
         }
     }
 
@@ -225,6 +235,12 @@ impl Session {
             }
             Occurrence::Resolved(Err(problem)) => Some(self.failed("the name has no address", network(problem)).await),
             Occurrence::Due => self.on_due().await,
+            Occurrence::ResolverTaken => {
+                if let Some(installed) = &mut self.installed {
+                    installed.retake_resolver(&mut self.journal);
+                }
+                None
+            }
             Occurrence::Shard(Some(event)) => self.on_event(event).await,
             Occurrence::Shard(None) => {
                 self.shard = None;
@@ -661,6 +677,13 @@ async fn receive(shard: Option<&mut RunningShard<Tun>>) -> Option<Event> {
 async fn resolved(resolving: Option<&mut Resolving>) -> Result<Vec<Candidate>, Problem> {
     match resolving {
         Some(resolving) => resolving.await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn taken(installed: Option<&mut Installed>) {
+    match installed {
+        Some(installed) => installed.resolver_taken().await,
         None => std::future::pending().await,
     }
 }

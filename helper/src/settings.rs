@@ -117,6 +117,6 @@ mod tests {
     }
 
     fn lockdown() -> SettingsChange {
-        SettingsChange { kill_switch: Some(KillSwitch::Lockdown), allow_lan: None }
+        SettingsChange { kill_switch: Some(KillSwitch::Lockdown), ..SettingsChange::default() }
     }
 }

@@ -8,6 +8,7 @@ use std::process::Command;
 
 use culvert_helper::journal::Journal;
 use culvert_helper::routes::{Plan, RouteError, RouteGuard, undo_leftover};
+use culvert_protocol::Overlap;
 use rustix::thread::UnshareFlags;
 
 const MARK: u32 = 0x6376;
@@ -44,6 +45,36 @@ fn ipv6_is_refused_at_once_by_a_full_tunnel_that_has_none() {
         assert!(words.contains("unreachable") || words.contains("no route"), "{refused:?}");
         guard.undo(&mut bench.journal).await.unwrap();
         bench.ip("link del culvert0");
+        assert_eq!(bench.routing(), before);
+    });
+}
+
+#[test]
+fn where_two_networks_have_the_same_addresses_the_one_that_was_chosen_wins() {
+    in_namespace(async |bench| {
+        let before = bench.routing();
+        bench.ip("addr add 10.7.0.5/24 dev lan0");
+        let with_lan = bench.routing();
+        let plan = |overlap| Plan { routes: vec!["10.7.0.0/24".parse().unwrap()], overlap, excluded: vec![], ..plan() };
+        let refused = RouteGuard::apply(&plan(Overlap::Ask), &mut bench.journal).await.unwrap_err().to_string();
+        assert!(refused.contains("10.7.0.0/24 on lan0"), "{refused}");
+        assert_eq!(bench.routing(), with_lan, "nothing is left behind");
+
+        let guard = RouteGuard::apply(&plan(Overlap::Local), &mut bench.journal).await.unwrap();
+        assert!(guard.note().unwrap().contains("10.7.0.0/24 behind the gateway"));
+        assert!(bench.ip("route get 10.7.0.9").contains("dev lan0"));
+        assert!(bench.ip("route get 100.77.0.1").contains("dev culvert0"));
+        guard.undo(&mut bench.journal).await.unwrap();
+
+        let guard = RouteGuard::apply(&plan(Overlap::Gateway), &mut bench.journal).await.unwrap();
+        assert_eq!(guard.note(), None);
+        assert!(bench.ip("route get 10.7.0.9").contains("dev culvert0"));
+        assert!(bench.ip(&format!("route get 10.7.0.9 mark {MARK}")).contains("dev lan0"), "the tunnel's own");
+        let change = bench.journal.in_force()[0].1.clone();
+        let _crashed = std::mem::ManuallyDrop::new(guard);
+        undo_leftover(&change).await.unwrap();
+        bench.ip("link del culvert0");
+        bench.ip("addr del 10.7.0.5/24 dev lan0");
         assert_eq!(bench.routing(), before);
     });
 }
@@ -143,6 +174,7 @@ fn plan() -> Plan {
         excluded: vec!["203.0.113.0/24".parse().unwrap()],
         networks: vec!["100.77.0.0/16".parse().unwrap(), "fd00:77::/64".parse().unwrap()],
         fwmark: MARK,
+        overlap: Overlap::Ask,
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Subcommand, ValueEnum};
-use culvert_protocol::{Client, Event, KillSwitch, Request, Settings, SettingsChange};
+use culvert_protocol::{Client, Event, KillSwitch, Overlap, Request, Settings, SettingsChange};
 
 use crate::failure::Failure;
 use crate::json::SettingsList;
@@ -27,7 +27,8 @@ pub(crate) enum Command {
     Set {
         /// Which setting.
         key: Key,
-        /// Its new value: off, auto or lockdown for kill-switch; on or off for the others.
+        /// Its new value: off, auto or lockdown for kill-switch; on or off for allow-lan; ask, gateway or local for
+        /// overlap.
         value: String,
     },
     /// Go back to the default of one setting, or of all.
@@ -43,15 +44,18 @@ pub(crate) enum Key {
     KillSwitch,
     /// Whether the kill switch lets local networks through.
     AllowLan,
+    /// What to do about addresses that are both local and behind the gateway.
+    Overlap,
 }
 
 impl Key {
-    const ALL: [Self; 2] = [Self::KillSwitch, Self::AllowLan];
+    const ALL: [Self; 3] = [Self::KillSwitch, Self::AllowLan, Self::Overlap];
 
     fn word(self) -> &'static str {
         match self {
             Self::KillSwitch => "kill-switch",
             Self::AllowLan => "allow-lan",
+            Self::Overlap => "overlap",
         }
     }
 
@@ -59,6 +63,7 @@ impl Key {
         match self {
             Self::KillSwitch => settings.kill_switch.word(),
             Self::AllowLan => on_off(settings.allow_lan),
+            Self::Overlap => settings.overlap.word(),
         }
     }
 
@@ -67,6 +72,7 @@ impl Key {
             Self::KillSwitch => settings.kill_switch.sentence(),
             Self::AllowLan if settings.allow_lan => "the kill switch lets local networks through",
             Self::AllowLan => "the kill switch refuses local networks, too",
+            Self::Overlap => settings.overlap.sentence(),
         }
     }
 
@@ -80,6 +86,10 @@ impl Key {
             Self::AllowLan => {
                 let known = [true, false].into_iter().find(|is| on_off(*is) == value);
                 change.allow_lan = Some(known.ok_or_else(|| unknown(self, value, "on or off"))?);
+            }
+            Self::Overlap => {
+                let known = Overlap::ALL.into_iter().find(|overlap| overlap.word() == value);
+                change.overlap = Some(known.ok_or_else(|| unknown(self, value, "ask, gateway or local"))?);
             }
         }
         Ok(change)
@@ -130,7 +140,11 @@ fn defaults(key: Option<Key>) -> Result<SettingsChange, Failure> {
     let default = Settings::default();
     match key {
         Some(key) => key.change(key.value(&default)),
-        None => Ok(SettingsChange { kill_switch: Some(default.kill_switch), allow_lan: Some(default.allow_lan) }),
+        None => Ok(SettingsChange {
+            kill_switch: Some(default.kill_switch),
+            allow_lan: Some(default.allow_lan),
+            overlap: Some(default.overlap),
+        }),
     }
 }
 
@@ -147,7 +161,10 @@ mod tests {
 
     #[test]
     fn every_value_that_is_shown_can_be_set() {
-        for settings in [Settings::default(), Settings { kill_switch: KillSwitch::Lockdown, allow_lan: false }] {
+        for settings in [
+            Settings::default(),
+            Settings { kill_switch: KillSwitch::Lockdown, allow_lan: false, overlap: Overlap::Local },
+        ] {
             for key in Key::ALL {
                 let change = key.change(key.value(&settings)).unwrap();
                 assert_eq!(key.value(&change.applied_to(Settings::default())), key.value(&settings));

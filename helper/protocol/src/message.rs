@@ -275,7 +275,7 @@ mod tests {
             (Request::DefaultProfile { profile: "acme".into() }, json!({"type": "default_profile", "profile": "acme"})),
             (Request::Settings, json!({"type": "settings"})),
             (
-                Request::Set(SettingsChange { kill_switch: Some(KillSwitch::Lockdown), allow_lan: None }),
+                Request::Set(SettingsChange { kill_switch: Some(KillSwitch::Lockdown), ..SettingsChange::default() }),
                 json!({"type": "set", "kill_switch": "lockdown"}),
             ),
             (Request::Version, json!({"type": "version"})),
@@ -337,7 +337,7 @@ mod tests {
             ),
             (
                 Event::Settings(Settings::default()),
-                json!({"type": "settings", "kill_switch": "auto", "allow_lan": true}),
+                json!({"type": "settings", "kill_switch": "auto", "allow_lan": true, "overlap": "ask"}),
             ),
             (
                 Event::Logs {

@@ -184,7 +184,7 @@ catalogue! {
         "Another program holds the routes or the interface that this VPN needs", "Disconnect it and try again";
     OVERLAP = 404, "overlap", "Address clash",
         "A network of {device} and a network behind the gateway use the same addresses",
-        "Use another local network, or ask the administrator to move the inner one";
+        "Choose which of them wins (culvert settings set overlap gateway, or local), use another local network, or ask the administrator";
     FILTER = 405, "filter", "Something on this machine blocks the VPN",
         "A local network filter refused the helper's packets", "Allow culvert-helper in it and try again";
     NO_TUN = 406, "no_tun", "The tunnel device is missing",

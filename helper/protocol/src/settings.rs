@@ -48,6 +48,43 @@ impl fmt::Display for KillSwitch {
     }
 }
 
+/// What to do when a network of this machine and one behind the gateway use the same addresses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub enum Overlap {
+    /// Do not connect, and say so.
+    #[default]
+    Ask,
+    /// These addresses lead to the gateway.
+    Gateway,
+    /// These addresses stay where they are.
+    Local,
+}
+
+impl Overlap {
+    /// Every choice.
+    pub const ALL: [Self; 3] = [Self::Ask, Self::Gateway, Self::Local];
+
+    /// The stable word, as in JSON and on the command line.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Ask => "ask",
+            Self::Gateway => "gateway",
+            Self::Local => "local",
+        }
+    }
+
+    /// Its effect, for people.
+    pub const fn sentence(self) -> &'static str {
+        match self {
+            Self::Ask => "no connection is made where a local network has the gateway's addresses",
+            Self::Gateway => "addresses that a local network has, too, lead to the gateway",
+            Self::Local => "addresses that a local network has, too, stay local",
+        }
+    }
+}
+
 /// Everything that can be chosen. Fields are only added; a missing one has its default.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -58,11 +95,14 @@ pub struct Settings {
     /// Whether the kill switch lets local networks through: printers, file servers, other machines at home.
     /// Default: yes.
     pub allow_lan: bool,
+    /// What to do about addresses that are both local and behind the gateway, from the next connection on.
+    /// Default: ask.
+    pub overlap: Overlap,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { kill_switch: KillSwitch::default(), allow_lan: true }
+        Self { kill_switch: KillSwitch::default(), allow_lan: true, overlap: Overlap::default() }
     }
 }
 
@@ -76,6 +116,9 @@ pub struct SettingsChange {
     /// See [`Settings::allow_lan`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub allow_lan: Option<bool>,
+    /// See [`Settings::overlap`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overlap: Option<Overlap>,
 }
 
 impl SettingsChange {
@@ -84,6 +127,7 @@ impl SettingsChange {
     pub fn applied_to(&self, mut settings: Settings) -> Settings {
         settings.kill_switch = self.kill_switch.unwrap_or(settings.kill_switch);
         settings.allow_lan = self.allow_lan.unwrap_or(settings.allow_lan);
+        settings.overlap = self.overlap.unwrap_or(settings.overlap);
         settings
     }
 }
@@ -98,7 +142,8 @@ mod tests {
         assert_eq!(serde_json::from_value::<Settings>(json!({})).unwrap(), Settings::default());
         let newer = json!({"kill_switch": "lockdown", "allow_lan": false, "weather": "fine"});
         let settings = serde_json::from_value::<Settings>(newer).unwrap();
-        assert_eq!(settings, Settings { kill_switch: KillSwitch::Lockdown, allow_lan: false });
+        let expected = Settings { kill_switch: KillSwitch::Lockdown, allow_lan: false, ..Settings::default() };
+        assert_eq!(settings, expected);
     }
 
     #[test]
@@ -119,6 +164,9 @@ mod tests {
     fn the_words_are_those_of_the_json() {
         for mode in KillSwitch::ALL {
             assert_eq!(serde_json::to_value(mode).unwrap(), json!(mode.word()));
+        }
+        for overlap in Overlap::ALL {
+            assert_eq!(serde_json::to_value(overlap).unwrap(), json!(overlap.word()));
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Linux: policy routing over rtnetlink(7).
 //!
-//! Two rules per address family, as wg-quick(8) has them: `lookup main suppress_prefixlength 0`
+//! Two rules per address family, nearly as wg-quick(8) has them: `lookup main suppress_prefixlength 7`
 //! keeps local networks local, then `not fwmark MARK lookup TABLE` sends the rest to our table.
 //! Excluded destinations are `throw` routes there, which fall through to the main table; IPv6 that
 //! the gateway does not carry is `unreachable` there, so that programs fall back to IPv4 at once.
@@ -11,6 +11,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
+use culvert_protocol::Overlap;
 use futures_util::{Stream, StreamExt, TryStreamExt};
 use ipnet::IpNet;
 use rtnetlink::packet_route::AddressFamily;
@@ -20,13 +21,18 @@ use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
-use rtnetlink::{AddressMessageBuilder, Handle, LinkUnspec, RouteMessageBuilder, new_connection};
+use rtnetlink::{AddressMessageBuilder, Handle, IpVersion, LinkUnspec, RouteMessageBuilder, new_connection};
 use tokio::task::JoinHandle;
 
 use super::{LocalNet, Plan, RouteError};
 use crate::journal::{Change, Entry, Journal};
 
+/// Routes of the main table with shorter prefixes are no local networks (10.0.0.0/8 is the widest of RFC 1918): they
+/// are defaults in pieces, of another VPN, or of a hostile DHCP server (CVE-2024-3661), and do not go before ours.
+const WIDEST_LOCAL: u8 = 8;
 /// Before `lookup main` (32766), in this order.
+const OWN_PRIORITY: u32 = 32762;
+const PREFERENCE_PRIORITY: u32 = 32763;
 const SUPPRESS_PRIORITY: u32 = 32764;
 const TUNNEL_PRIORITY: u32 = 32765;
 
@@ -35,6 +41,7 @@ const TUNNEL_PRIORITY: u32 = 32765;
 pub(super) struct Routes {
     device: String,
     index: u32,
+    note: Option<String>,
     made: Vec<(Entry, Change)>,
 }
 
@@ -42,16 +49,23 @@ impl Routes {
     pub(super) async fn apply(plan: &Plan, journal: &mut Journal) -> Result<Self, RouteError> {
         let net = Netlink::open()?;
         let index = net.index(&plan.device).await?;
-        if let Some(clash) = plan.clash(&net.local_networks(index).await?) {
-            return Err(clash);
+        let clashes = plan.clashes(&net.local_networks(index).await?);
+        let (mut note, mut preferred) = (None, Vec::new());
+        match (plan.overlap, clashes.first()) {
+            (_, None) => {}
+            (Overlap::Ask, Some(clash)) => return Err(clash.error()),
+            (Overlap::Local, Some(clash)) => note = Some(clash.note()),
+            (Overlap::Gateway, Some(_)) => preferred = clashes.iter().map(|clash| clash.inner).collect(),
         }
+        preferred.sort();
+        preferred.dedup();
         if !net.routes(AddressFamily::Inet, plan.fwmark).await?.is_empty()
             || !net.routes(AddressFamily::Inet6, plan.fwmark).await?.is_empty()
         {
             return Err(RouteError::TableTaken(plan.fwmark));
         }
-        let mut routes = Self { device: plan.device.clone(), index, made: Vec::new() };
-        if let Err(error) = routes.make(plan, &net, index, journal).await {
+        let mut routes = Self { device: plan.device.clone(), index, note, made: Vec::new() };
+        if let Err(error) = routes.make(plan, &preferred, &net, index, journal).await {
             if let Err(second) = routes.undo(journal).await {
                 tracing::error!(error = %second, "what was done could not be undone");
             }
@@ -60,7 +74,15 @@ impl Routes {
         Ok(routes)
     }
 
-    async fn make(&mut self, plan: &Plan, net: &Netlink, index: u32, journal: &mut Journal) -> Result<(), RouteError> {
+    /// `preferred`: inner networks that go before local ones with the same addresses.
+    async fn make(
+        &mut self,
+        plan: &Plan,
+        preferred: &[IpNet],
+        net: &Netlink,
+        index: u32,
+        journal: &mut Journal,
+    ) -> Result<(), RouteError> {
         let v6_here = Path::new("/proc/sys/net/ipv6").exists();
         if v6_here {
             // The interface is ours and takes these with it when it goes.
@@ -89,6 +111,16 @@ impl Routes {
                 net.add_rule(rule).await?;
             }
         }
+        for family in families(v6_here) {
+            let of_family = |inner: &&IpNet| inner.addr().is_ipv4() == (family == AddressFamily::Inet);
+            let mut inner = preferred.iter().filter(of_family).peekable();
+            if inner.peek().is_some() {
+                net.add_rule(own(family, plan.fwmark)).await?;
+            }
+            for inner in inner {
+                net.add_rule(preference(family, *inner, plan.fwmark)).await?;
+            }
+        }
         Ok(())
     }
 
@@ -106,6 +138,10 @@ impl Routes {
         let entry = journal.record(change.clone())?;
         self.made.push((entry, change));
         write_sysctl(KEY, "2")
+    }
+
+    pub(super) fn note(&self) -> Option<&str> {
+        self.note.as_deref()
     }
 
     pub(super) fn index(&self) -> u32 {
@@ -158,6 +194,9 @@ pub(super) async fn undo(change: &Change) -> Result<(), RouteError> {
         Change::PolicyRouting { table, fwmark } => {
             let net = Netlink::open()?;
             for family in families(Path::new("/proc/sys/net/ipv6").exists()) {
+                for rule in net.preferences(family, *table, *fwmark).await? {
+                    net.delete_rule(rule).await?;
+                }
                 for rule in rules(family, *table, *fwmark) {
                     net.delete_rule(rule).await?;
                 }
@@ -199,23 +238,43 @@ fn destinations(plan: &Plan, v6_here: bool) -> Vec<(IpNet, RouteType)> {
 
 /// The two rules of one family, in the order in which they are added.
 fn rules(family: AddressFamily, table: u32, fwmark: u32) -> [RuleMessage; 2] {
-    let rule = |priority| {
-        let mut rule = RuleMessage::default();
-        rule.header.family = family;
-        rule.header.action = RuleAction::ToTable;
-        rule.attributes.push(RuleAttribute::Priority(priority));
-        rule
-    };
-    let mut suppress = rule(SUPPRESS_PRIORITY);
+    let mut suppress = to_table(family, SUPPRESS_PRIORITY);
     suppress.header.table = RouteHeader::RT_TABLE_MAIN;
     suppress.attributes.push(RuleAttribute::Table(RouteHeader::RT_TABLE_MAIN.into()));
-    suppress.attributes.push(RuleAttribute::SuppressPrefixLen(0));
-    let mut tunnel = rule(TUNNEL_PRIORITY);
+    suppress.attributes.push(RuleAttribute::SuppressPrefixLen(u32::from(WIDEST_LOCAL) - 1));
+    let mut tunnel = to_table(family, TUNNEL_PRIORITY);
     tunnel.header.flags = RuleFlags::Invert;
     tunnel.attributes.push(RuleAttribute::Table(table));
     tunnel.attributes.push(RuleAttribute::FwMark(fwmark));
     tunnel.attributes.push(RuleAttribute::FwMask(u32::MAX));
     [suppress, tunnel]
+}
+
+/// A network behind the gateway that goes before a local one with the same addresses.
+fn preference(family: AddressFamily, inner: IpNet, table: u32) -> RuleMessage {
+    let mut rule = to_table(family, PREFERENCE_PRIORITY);
+    rule.header.dst_len = inner.prefix_len();
+    rule.attributes.push(RuleAttribute::Destination(inner.addr()));
+    rule.attributes.push(RuleAttribute::Table(table));
+    rule
+}
+
+/// The tunnel's own packets, which may have to reach the local one.
+fn own(family: AddressFamily, fwmark: u32) -> RuleMessage {
+    let mut rule = to_table(family, OWN_PRIORITY);
+    rule.header.table = RouteHeader::RT_TABLE_MAIN;
+    rule.attributes.push(RuleAttribute::Table(RouteHeader::RT_TABLE_MAIN.into()));
+    rule.attributes.push(RuleAttribute::FwMark(fwmark));
+    rule.attributes.push(RuleAttribute::FwMask(u32::MAX));
+    rule
+}
+
+fn to_table(family: AddressFamily, priority: u32) -> RuleMessage {
+    let mut rule = RuleMessage::default();
+    rule.header.family = family;
+    rule.header.action = RuleAction::ToTable;
+    rule.attributes.push(RuleAttribute::Priority(priority));
+    rule
 }
 
 fn route(destination: IpNet, kind: RouteType, interface: Option<u32>, table: u32) -> RouteMessage {
@@ -311,6 +370,24 @@ impl Netlink {
         absent_is_fine(self.handle.rule().del(rule).execute().await).map_err(|e| kernel("deleting a routing rule", &e))
     }
 
+    /// Our rules for single networks.
+    async fn preferences(
+        &self,
+        family: AddressFamily,
+        table: u32,
+        fwmark: u32,
+    ) -> Result<Vec<RuleMessage>, RouteError> {
+        let version = if family == AddressFamily::Inet { IpVersion::V4 } else { IpVersion::V6 };
+        let all = collect(self.handle.rule().get(version).execute()).await;
+        let all = all.map_err(|error| kernel("reading the routing rules", &error))?;
+        let ours = |rule: &RuleMessage| {
+            let has = |attribute| rule.attributes.contains(&attribute);
+            has(RuleAttribute::Priority(PREFERENCE_PRIORITY)) && has(RuleAttribute::Table(table))
+                || has(RuleAttribute::Priority(OWN_PRIORITY)) && has(RuleAttribute::FwMark(fwmark))
+        };
+        Ok(all.into_iter().filter(ours).collect())
+    }
+
     /// The routes of one table. The kernel gives all tables; ours is picked here.
     async fn routes(&self, family: AddressFamily, table: u32) -> Result<Vec<RouteMessage>, RouteError> {
         let mut filter = RouteMessage::default();
@@ -355,7 +432,7 @@ fn destination(route: &RouteMessage) -> Option<IpNet> {
     })?;
     let length = route.header.destination_prefix_length;
     let for_one_link = matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local() || v6.is_multicast());
-    if length == 0 || for_one_link { None } else { IpNet::new(address, length).ok() }
+    if length < WIDEST_LOCAL || for_one_link { None } else { IpNet::new(address, length).ok() }
 }
 
 fn interface(route: &RouteMessage) -> Option<u32> {
@@ -440,6 +517,7 @@ mod tests {
             excluded: vec!["2001:db8::/32".parse().unwrap()],
             networks: vec!["fd00:77::/64".parse().unwrap()],
             fwmark: 1,
+            overlap: Overlap::Ask,
         };
         assert_eq!(destinations(&plan, false), [("0.0.0.0/0".parse().unwrap(), RouteType::Unicast)]);
         assert_eq!(destinations(&plan, true).len(), 4);

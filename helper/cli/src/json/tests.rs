@@ -71,7 +71,7 @@ fn what_is_printed_fits_its_schema() {
         fits("profiles", &Numbered::new(Profiles { profiles: vec![profile] }));
     }
     for kill_switch in KillSwitch::ALL {
-        fits("settings", &SettingsList::new(Settings { kill_switch, allow_lan: false }));
+        fits("settings", &SettingsList::new(Settings { kill_switch, ..Settings::default() }));
     }
     let speed = Speed {
         gateway: "Acme".into(),
