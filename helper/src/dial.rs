@@ -8,7 +8,6 @@ use std::time::Duration;
 use culvert_protocol::{Code, Problem, code};
 use culvert_tunnel::close::{Close, Down, ECode};
 use culvert_tunnel::control::Refused;
-use culvert_tunnel::device::linux::Tun;
 use culvert_tunnel::identity::Credential;
 use culvert_tunnel::shard::cid::CidKey;
 use culvert_tunnel::shard::engine::Role;
@@ -17,7 +16,9 @@ use culvert_tunnel::socket::{SocketOptions, bind};
 use culvert_tunnel::transport::{ClientTransport, Tuning};
 use tokio::time::timeout;
 
+use crate::device::Tun;
 use crate::names::Names;
+use crate::outside;
 use crate::supervisor::Cause;
 
 /// How long a name server may take.
@@ -87,13 +88,15 @@ pub fn start_shard(fwmark: u32) -> Result<RunningShard<Tun>, Problem> {
 /// # Errors
 /// What the OS says.
 pub fn open_socket(fwmark: u32) -> io::Result<UdpSocket> {
-    let options = SocketOptions { mark: Some(fwmark), ..SocketOptions::default() };
-    match bind((Ipv6Addr::UNSPECIFIED, 0).into(), options) {
+    let options = SocketOptions::default();
+    let socket = match bind((Ipv6Addr::UNSPECIFIED, 0).into(), options) {
         Err(error) if error.kind() != io::ErrorKind::PermissionDenied => {
             bind((Ipv4Addr::UNSPECIFIED, 0).into(), options) // a kernel without IPv6
         }
         bound => bound,
-    }
+    }?;
+    outside::send(&socket, fwmark)?;
+    Ok(socket)
 }
 
 /// The transport of a session: both ends prove who they are.

@@ -13,7 +13,6 @@ use time::macros::format_description;
 
 use crate::portal::Sight;
 
-#[cfg(target_os = "linux")]
 pub mod look;
 
 /// Access that ends within this time is told.

@@ -9,7 +9,6 @@ use std::time::Duration;
 use culvert_protocol::{Code, Problem, code};
 use culvert_tunnel::close::{Close, Down};
 use culvert_tunnel::control::{decode, encode};
-use culvert_tunnel::device::linux::Tun;
 use culvert_tunnel::enrol::{EnrolError, Enrollee, Enrolment, FromEnrollee, FromEnroller, Step};
 use culvert_tunnel::identity::{Credential, DeviceKey};
 use culvert_tunnel::invitation::Invitation;
@@ -18,6 +17,7 @@ use culvert_tunnel::shard::mailbox::{Command, Established, Event, LinkId};
 use culvert_tunnel::transport::{ClientTransport, Tuning};
 use tokio::time::timeout;
 
+use crate::device::Tun;
 use crate::dial::{HANDSHAKE_WITHIN, cause_of_down, cause_of_refusal, host, resolve, start_shard};
 use crate::names::Names;
 use crate::profile::Profile;

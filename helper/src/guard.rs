@@ -16,7 +16,11 @@ use ipnet::IpNet;
 #[cfg(target_os = "linux")]
 #[path = "guard/linux.rs"]
 mod imp;
-#[cfg(target_os = "linux")]
+#[cfg(target_os = "macos")]
+#[path = "guard/macos.rs"]
+mod imp;
+#[cfg(any(target_os = "macos", test))]
+mod pf;
 pub use imp::Guard;
 
 /// What to hold back.

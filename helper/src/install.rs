@@ -6,9 +6,9 @@ use std::net::IpAddr;
 
 use culvert_protocol::{Problem, Protection, code};
 use culvert_tunnel::control::Welcome;
-use culvert_tunnel::device::linux::{OpenError, Tun};
 use ipnet::IpNet;
 
+use crate::device::{self, Tun};
 use crate::dial::system;
 use crate::dns::{DnsGuard, Servers};
 use crate::journal::Journal;
@@ -36,7 +36,7 @@ impl Installed {
     /// One sentence with its code; nothing is left in force.
     pub async fn new(options: &Options, welcome: &Welcome, journal: &mut Journal) -> Result<(Self, Tun), Problem> {
         let (plan, servers) = (plan(options, welcome), servers(options, welcome));
-        let device = open(&options.device)?;
+        let device = device::open(&options.device)?;
         let routes = RouteGuard::apply(&plan, journal).await.map_err(|error| error.problem())?;
         let notes = routes.note().map(str::to_owned).into_iter().collect();
         let mut installed = Self { plan, servers, routes, dns: None, notes };
@@ -172,21 +172,10 @@ fn servers(options: &Options, welcome: &Welcome) -> Option<Servers> {
     (!servers.is_empty()).then(|| Servers {
         file: options.resolver.clone(),
         device: options.device.clone(),
+        addresses: std::iter::once(welcome.ipv4.into()).chain(welcome.ipv6.map(Into::into)).collect(),
         servers,
         domains: welcome.dns_domains.clone(),
         // In a full tunnel the network's own servers are beside it.
         all: welcome.dns_domains.is_empty() || plan(options, welcome).is_full(),
     })
-}
-
-fn open(name: &str) -> Result<Tun, Problem> {
-    let opened = Tun::open(name, 1).map_err(|error| match &error {
-        OpenError::NoDriver => Problem::new(code::NO_TUN),
-        OpenError::NotPermitted => Problem::new(code::CAPABILITY),
-        OpenError::Busy(name) => Problem::new(code::CONFLICT)
-            .because(format!("The interface {name} is in use by another program"))
-            .hint("Stop it, or give this helper another name (culvert-helper run --device-name)"),
-        OpenError::BadName(_) | OpenError::Os { .. } => Problem::new(code::SYSTEM).because(error.to_string()),
-    })?;
-    opened.into_iter().next().ok_or_else(|| Problem::new(code::INTERNAL))
 }

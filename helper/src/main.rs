@@ -7,11 +7,13 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
+use culvert_helper::caller::WANTS_NONCE;
+use culvert_helper::device::DEFAULT_DEVICE;
 use culvert_helper::logs::Logs;
 use culvert_helper::manager;
 use culvert_helper::owners::Owners;
 use culvert_helper::service::Service;
-use culvert_helper::session::{DEFAULT_DEVICE, Options};
+use culvert_helper::session::Options;
 use culvert_helper::socket::{CONNECTIONS, Shared, Socket};
 use culvert_protocol::{DEFAULT_SOCKET, Overlap};
 use tokio::signal::unix::{SignalKind, signal};
@@ -130,6 +132,7 @@ async fn serve(run: Run, logs: Logs) -> anyhow::Result<()> {
         device: run.device_name,
         resolver: PathBuf::from("/etc/resolv.conf"),
     };
+    culvert_helper::outside::adopt(options.fwmark).context("the process's group (run as root)")?;
     // Before anything is changed: the default of each is to end the process with all in force, and
     // SIGHUP comes from a terminal that is closed.
     let stop = stop().context("signals")?;
@@ -147,7 +150,7 @@ async fn serve(run: Run, logs: Logs) -> anyhow::Result<()> {
     })?;
     let owners = Owners { uids: run.uids, groups: run.groups, local: run.local };
     let (asked, requests) = mpsc::channel(CONNECTIONS);
-    let shared = Shared { asked, changes: service.changes(), owners: owners.into(), logs };
+    let shared = Shared { asked, changes: service.changes(), owners: owners.into(), logs, nonce: WANTS_NONCE };
     tracing::info!(socket = %run.socket.display(), "ready");
     let told = tokio::spawn(manager::tell(service.changes()));
     tokio::select! {

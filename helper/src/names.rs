@@ -14,15 +14,20 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use hickory_resolver::Resolver;
+#[cfg(target_os = "macos")]
+use hickory_resolver::config::NameServerConfig;
 use hickory_resolver::config::{LookupIpStrategy, ResolverConfig, ResolverOpts};
 use hickory_resolver::net::runtime::iocompat::AsyncIoTokioAsStd;
 use hickory_resolver::net::runtime::{RuntimeProvider, TokioHandle, TokioTime};
+#[cfg(target_os = "linux")]
 use hickory_resolver::system_conf::parse_resolv_conf;
-use socket2::SockRef;
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio::time::timeout;
 
+use crate::outside;
+
 /// The servers behind a resolver on this machine, in the format of resolv.conf(5).
+#[cfg(target_os = "linux")]
 const BEHIND: [&str; 2] = ["/run/systemd/resolve/resolv.conf", "/run/NetworkManager/no-stub-resolv.conf"];
 /// For one server's answer; a lost question is asked again.
 const ANSWER_WITHIN: Duration = Duration::from_secs(1);
@@ -39,8 +44,7 @@ impl Names {
     /// The name servers that `text` (the resolver's file, as the network wants it) names, or those behind them;
     /// never the `inner` ones, which only the tunnel reaches.
     pub fn of(text: &[u8], fwmark: u32, inner: &[IpAddr]) -> Self {
-        let behind = || BEHIND.iter().find_map(|file| usable(&fs::read(file).ok()?, inner));
-        Self { servers: usable(text, inner).or_else(behind), fwmark }
+        Self { servers: of_network(text, inner), fwmark }
     }
 
     /// The same, with the file as it is now.
@@ -88,7 +92,22 @@ impl Names {
     }
 }
 
+/// Those that the file names, or those behind them.
+#[cfg(target_os = "linux")]
+fn of_network(text: &[u8], inner: &[IpAddr]) -> Option<(ResolverConfig, ResolverOpts)> {
+    usable(text, inner).or_else(|| BEHIND.iter().find_map(|file| usable(&fs::read(file).ok()?, inner)))
+}
+
+/// Those of the service below the tunnel; the file is configd's and names the tunnel's.
+#[cfg(target_os = "macos")]
+fn of_network(_: &[u8], inner: &[IpAddr]) -> Option<(ResolverConfig, ResolverOpts)> {
+    let servers = crate::underlay::name_servers().into_iter().filter(|server| !inner.contains(server));
+    let servers: Vec<_> = servers.map(NameServerConfig::udp_and_tcp).collect();
+    (!servers.is_empty()).then(|| (ResolverConfig::from_parts(None, vec![], servers), ResolverOpts::default()))
+}
+
 /// What a resolver's file says, if it names servers that are neither on this machine nor inside.
+#[cfg(target_os = "linux")]
 fn usable(text: &[u8], inner: &[IpAddr]) -> Option<(ResolverConfig, ResolverOpts)> {
     let (config, options) = parse_resolv_conf(text).ok()?;
     let (domain, search) = (config.domain().cloned(), config.search().to_vec());
@@ -123,7 +142,7 @@ impl RuntimeProvider for Marked {
         let fwmark = self.fwmark;
         Box::pin(async move {
             let socket = if server.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-            SockRef::from(&socket).set_mark(fwmark)?;
+            outside::send(&socket, fwmark)?;
             let stream = timeout(patience.unwrap_or(TCP_WITHIN), socket.connect(server)).await??;
             Ok(AsyncIoTokioAsStd(stream))
         })
@@ -137,7 +156,7 @@ impl RuntimeProvider for Marked {
         let fwmark = self.fwmark;
         Box::pin(async move {
             let socket = UdpSocket::bind(local).await?;
-            SockRef::from(&socket).set_mark(fwmark)?;
+            outside::send(&socket, fwmark)?;
             Ok(socket)
         })
     }
@@ -147,6 +166,7 @@ impl RuntimeProvider for Marked {
 mod tests {
     use super::*;
 
+    #[cfg(target_os = "linux")]
     #[test]
     fn a_resolver_on_this_machine_or_inside_is_not_asked() {
         let inner = ["100.77.0.1".parse().unwrap()];

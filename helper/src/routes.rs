@@ -15,6 +15,11 @@ use crate::journal::{Change, Journal};
 #[cfg(target_os = "linux")]
 #[path = "routes/linux.rs"]
 mod imp;
+#[cfg(target_os = "macos")]
+#[path = "routes/macos.rs"]
+mod imp;
+#[cfg(any(target_os = "macos", test))]
+mod message;
 
 /// What to send into the tunnel, in full; the same for every platform.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -48,6 +48,7 @@ use crate::settings::SettingsFile;
 use crate::socket::Asked;
 use crate::supervisor::{Action, Cause, Input, Now, Supervisor};
 use crate::underlay::{self, Watch};
+use crate::wake::Wakes;
 use crate::wish::{self, WishFile};
 
 /// An enrolment under way: who waits for it, and what came of it.
@@ -81,6 +82,7 @@ pub struct Service {
     /// Follows the network below the tunnel while a connection is wanted.
     underlay: Option<Watch>,
     slept: Slept,
+    wakes: Wakes,
     inputs: VecDeque<Input>,
     enrolling: JoinSet<Enrolling>,
     diagnosing: JoinSet<Diagnosing>,
@@ -138,6 +140,7 @@ impl Service {
             unguarded,
             underlay: None,
             slept: Slept::new(Instant::now(), elapsed()),
+            wakes: Wakes::open(),
             inputs,
             enrolling: JoinSet::new(),
             diagnosing: JoinSet::new(),
@@ -193,6 +196,10 @@ impl Service {
                     if let Ok((waiting, diagnosis)) = done {
                         let _ = waiting.send(Event::Diagnosis(Box::new(diagnosis))); // or nobody waits any more
                     }
+                }
+                () = self.wakes.next() => {
+                    tracing::info!("the system says that it was asleep");
+                    self.inputs.push_back(Input::Woke);
                 }
                 () = &mut stop => break,
             }
@@ -766,7 +773,9 @@ async fn clean_up(journal: &mut Journal) {
         let undone = match &change {
             Made::ResolverFile(file) => dns::undo_file(file).map_err(routes::RouteError::Journal),
             Made::Resolvconf { record } => dns::undo_resolvconf(record).map_err(routes::RouteError::Journal),
-            Made::PolicyRouting { .. } | Made::Sysctl { .. } => routes::undo_leftover(&change).await,
+            Made::PolicyRouting { .. } | Made::Routes { .. } | Made::Sysctl { .. } => {
+                routes::undo_leftover(&change).await
+            }
         };
         match undone.map(|()| journal.strike(entry)) {
             Ok(Ok(())) => {}

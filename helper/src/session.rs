@@ -13,13 +13,13 @@ use std::time::Duration;
 use culvert_protocol::{Overlap, Problem, Step, Timestamp, code};
 use culvert_tunnel::close::{Close, Down};
 use culvert_tunnel::control::{self, FrameError, FromClient, FromServer, Hello, Welcome};
-use culvert_tunnel::device::linux::Tun;
 use culvert_tunnel::shard::RunningShard;
 use culvert_tunnel::shard::mailbox::{Command, Established, Event, Lease, LinkId};
 use culvert_tunnel::stats::{Drops, LinkStats};
 use culvert_tunnel::transport::ClientTransport;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use crate::device::Tun;
 use crate::dial::{self, Candidate, DIAL_NEXT_AFTER, HANDSHAKE_WITHIN, cause_of_down, cause_of_refusal, unproven};
 use crate::health::Counters;
 use crate::install::Installed;
@@ -32,9 +32,6 @@ use crate::supervisor::{Action, Cause, Input};
 pub const WELCOME_WITHIN: Duration = Duration::from_secs(5);
 /// How long the shard may take to end.
 const STOP_WITHIN: Duration = Duration::from_secs(2);
-
-/// The tunnel interface's name, unless the helper is told another.
-pub const DEFAULT_DEVICE: &str = "culvert0";
 
 /// What does not change while the helper runs.
 #[derive(Clone, Debug)]

@@ -16,6 +16,7 @@ use std::time::Duration;
 use culvert_protocol::{
     Answer, Ask, Change, Event, FrameReader, LogLevel, Problem, Request, VERSION, code, decode, encode,
 };
+#[cfg(not(target_os = "macos"))]
 use listenfd::ListenFd;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
@@ -25,6 +26,9 @@ use tokio::time::{Instant, sleep_until, timeout};
 use crate::caller::Caller;
 use crate::logs::Logs;
 use crate::owners::Owners;
+
+#[cfg(target_os = "macos")]
+mod launchd;
 
 /// Connections served at once.
 pub const CONNECTIONS: usize = 8;
@@ -57,6 +61,8 @@ pub struct Shared {
     pub owners: Arc<Owners>,
     /// What was logged.
     pub logs: Logs,
+    /// A caller must show that it is still who it was ([`crate::caller::WANTS_NONCE`]).
+    pub nonce: bool,
 }
 
 /// A socket that listens, and its file, which goes with it.
@@ -74,7 +80,7 @@ impl Socket {
     /// # Errors
     /// What the OS says, or that what was handed over is no Unix socket.
     pub fn inherited() -> io::Result<Option<Self>> {
-        let Some(listener) = ListenFd::from_env().take_unix_listener(0)? else { return Ok(None) };
+        let Some(listener) = handed_over()? else { return Ok(None) };
         listener.set_nonblocking(true)?;
         Ok(Some(Self { listener: UnixListener::from_std(listener)?, path: None }))
     }
@@ -138,6 +144,15 @@ impl Drop for Socket {
         }
     }
 }
+
+/// sd_listen_fds(3).
+#[cfg(not(target_os = "macos"))]
+fn handed_over() -> io::Result<Option<std::os::unix::net::UnixListener>> {
+    ListenFd::from_env().take_unix_listener(0)
+}
+
+#[cfg(target_os = "macos")]
+use launchd::handed_over;
 
 /// Says one sentence and hangs up, without waiting: a fresh socket's buffer takes it.
 fn turn_away(stream: &UnixStream, problem: Problem) {
@@ -226,8 +241,12 @@ impl Conversation {
     }
 
     async fn greet(&mut self) -> Result<(), End> {
+        let wanted = if self.shared.nonce { Some(self.challenge().await?) } else { None };
         match self.next().await? {
-            Ask { id, request: Request::Hello { version, client } } => {
+            Ask { request: Request::Hello { nonce, .. }, .. } if wanted.is_some() && nonce != wanted => {
+                Err(rule("Hello brings back the nonce that was said"))
+            }
+            Ask { id, request: Request::Hello { version, client, .. } } => {
                 tracing::debug!(uid = self.caller.uid, version, client = %client.escape_debug(), "a caller");
                 self.same_version = version == VERSION;
                 let helper = env!("CARGO_PKG_VERSION").into();
@@ -235,6 +254,18 @@ impl Conversation {
             }
             _ => Err(rule("Hello comes first, and only once")),
         }
+    }
+
+    /// Says a number that nobody could know when the caller was asked about. What came before it is not read: whoever
+    /// sent that may have handed the socket on since.
+    async fn challenge(&mut self) -> Result<String, End> {
+        let mut early = [0; 4096];
+        while self.stream.try_read(&mut early).is_ok_and(|count| count > 0) {}
+        let mut number = [0; 32];
+        getrandom::fill(&mut number).map_err(|_| End::Silent)?;
+        let nonce = data_encoding::HEXLOWER.encode(&number);
+        self.tell(None, Event::Nonce { nonce: nonce.clone() }).await?;
+        Ok(nonce)
     }
 
     /// Whether this caller may ask this.
@@ -290,6 +321,7 @@ impl Conversation {
         let mut due = Instant::now() + if self.reader.is_partial() { FRAME_WITHIN } else { IDLE_WITHIN };
         loop {
             match self.reader.next_frame() {
+                Ok(Some(_)) if !self.caller.is_still(&self.stream) => return Err(End::Silent),
                 Ok(Some(frame)) => return decode(&frame).map_err(|error| rule(&error.to_string())),
                 Ok(None) => {}
                 Err(error) => return Err(rule(&error.to_string())),
@@ -339,4 +371,81 @@ fn version() -> Event {
 
 fn rule(sentence: &str) -> End {
     End::Say(Problem::new(code::BAD_REQUEST).because(format!("The request cannot be served: {sentence}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+
+    #[tokio::test]
+    async fn a_caller_that_does_not_bring_the_nonce_back_is_hung_up_on() {
+        let bench = Bench::new();
+        for nonce in [None, Some("00".to_owned())] {
+            let mut stream = bench.connect();
+            assert!(matches!(bench.hear(&mut stream).await, Event::Nonce { .. }));
+            stream.write_all(&hello(nonce)).unwrap();
+            assert!(
+                matches!(bench.hear(&mut stream).await, Event::Error(problem) if problem.code == code::BAD_REQUEST)
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn a_nonce_opens_one_conversation_and_no_other() {
+        let bench = Bench::new();
+        let (mut first, mut second) = (bench.connect(), bench.connect());
+        let Event::Nonce { nonce } = bench.hear(&mut first).await else { panic!() };
+        let Event::Nonce { nonce: other } = bench.hear(&mut second).await else { panic!() };
+        assert!(nonce != other && nonce.len() == 64, "{nonce} {other}");
+        second.write_all(&hello(Some(nonce.clone()))).unwrap();
+        assert!(matches!(bench.hear(&mut second).await, Event::Error(_)));
+        first.write_all(&hello(Some(nonce))).unwrap();
+        assert!(matches!(bench.hear(&mut first).await, Event::Hello { .. }));
+    }
+
+    fn hello(nonce: Option<String>) -> Vec<u8> {
+        let request = Request::Hello { version: VERSION, client: "test".into(), nonce };
+        encode(&Ask { id: 1, request }).unwrap()
+    }
+
+    struct Bench {
+        dir: tempfile::TempDir,
+        _requests: mpsc::Receiver<Asked>,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let socket = Socket::bind(&dir.path().join("s")).unwrap();
+            let (asked, requests) = mpsc::channel(1);
+            let state = culvert_protocol::State::Disconnected;
+            let change = Change { at: culvert_protocol::Timestamp::UNIX_EPOCH, profile: None, state };
+            let (_, changes) = watch::channel(change);
+            let owners = Owners { uids: vec![rustix::process::geteuid().as_raw()], ..Owners::default() };
+            let shared = Shared { asked, changes, owners: owners.into(), logs: Logs::default(), nonce: true };
+            tokio::spawn(async move { socket.serve(shared).await });
+            Self { dir, _requests: requests }
+        }
+
+        fn connect(&self) -> std::os::unix::net::UnixStream {
+            let stream = std::os::unix::net::UnixStream::connect(self.dir.path().join("s")).unwrap();
+            stream.set_nonblocking(true).unwrap();
+            stream
+        }
+
+        async fn hear(&self, stream: &mut std::os::unix::net::UnixStream) -> Event {
+            let (mut reader, mut chunk) = (FrameReader::default(), [0; 4096]);
+            for _ in 0..500 {
+                if let Some(frame) = reader.next_frame().unwrap() {
+                    return decode::<Answer>(&frame).unwrap().event;
+                }
+                match stream.read(&mut chunk) {
+                    Ok(count) if count > 0 => reader.push(&chunk[..count]),
+                    _ => tokio::time::sleep(Duration::from_millis(10)).await,
+                }
+            }
+            panic!("nothing is said");
+        }
+    }
 }

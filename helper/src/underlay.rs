@@ -11,8 +11,14 @@ use std::time::{Duration, Instant};
 #[cfg(target_os = "linux")]
 #[path = "underlay/linux.rs"]
 mod imp;
-#[cfg(target_os = "linux")]
-pub use imp::Watch;
+#[cfg(target_os = "macos")]
+#[path = "underlay/macos.rs"]
+mod imp;
+#[cfg(any(target_os = "macos", test))]
+mod services;
+#[cfg(target_os = "macos")]
+pub use imp::{Primary, name_servers, primary, primary_interface};
+pub use imp::{Watch, is_tunnel};
 
 /// So long after the last notification the ways are looked at.
 pub const QUIET: Duration = Duration::from_millis(100);

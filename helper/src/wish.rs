@@ -58,6 +58,26 @@ pub fn boot() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default()
 }
 
+/// Names this boot of the machine: sysctl(3), `kern.bootsessionuuid`. Empty where that is not known.
+#[cfg(target_os = "macos")]
+#[allow(unsafe_code, reason = "sysctlbyname has no safe wrapper in the crates we use")]
+pub fn boot() -> String {
+    let mut id = [0_u8; 64];
+    let mut len = id.len();
+    // SAFETY: the name ends with NUL, the kernel writes at most `len` bytes to `id` and the new length to `len`.
+    let result = unsafe {
+        libc::sysctlbyname(
+            c"kern.bootsessionuuid".as_ptr(),
+            id.as_mut_ptr().cast(),
+            &raw mut len,
+            std::ptr::null_mut(),
+            0,
+        )
+    };
+    let text = if result == 0 { &id[..len.min(id.len())] } else { &[] };
+    String::from_utf8_lossy(text).trim_end_matches('\0').to_owned()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

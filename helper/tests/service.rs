@@ -120,7 +120,7 @@ async fn garbage_is_answered_with_a_sentence_and_harms_nobody() {
 async fn a_caller_of_another_version_learns_what_the_helper_is_and_its_state_and_nothing_else() {
     let helper = Helper::start();
     let requests = [
-        Request::Hello { version: 99, client: "a newer app".into() },
+        Request::Hello { version: 99, client: "a newer app".into(), nonce: None },
         Request::Version,
         Request::Status,
         Request::Connect { profile: None },
@@ -409,7 +409,7 @@ fn frame_of(payload: &[u8]) -> Vec<u8> {
 }
 
 fn hello() -> Vec<u8> {
-    encode(&Ask { id: 1, request: Request::Hello { version: 1, client: "test".into() } }).unwrap()
+    encode(&Ask { id: 1, request: Request::Hello { version: 1, client: "test".into(), nonce: None } }).unwrap()
 }
 
 /// Runs `act` as another user, on a thread that ends with it.

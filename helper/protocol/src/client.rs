@@ -108,9 +108,12 @@ impl Client {
             helper: String::new(),
             version: 0,
         };
-        let hello = client.request(Request::Hello { version: crate::VERSION, client: name.into() });
+        let greet = async {
+            let nonce = if cfg!(target_os = "macos") { Some(client.nonce().await?) } else { None };
+            client.request(Request::Hello { version: crate::VERSION, client: name.into(), nonce }).await
+        };
         let silent = |_| ClientError::Lost(io::ErrorKind::TimedOut.into());
-        match timeout(HELLO_WITHIN, hello).await.map_err(silent)?? {
+        match timeout(HELLO_WITHIN, greet).await.map_err(silent)?? {
             Event::Hello { version, helper } => (client.version, client.helper) = (version, helper),
             other => {
                 return Err(FrameError::Malformed(format!("{other:?} instead of hello")).into());
@@ -173,6 +176,15 @@ impl Client {
     /// Forgets unasked events that came before the last answer: they tell of an older state.
     pub fn forget_events(&mut self) {
         self.held.clear();
+    }
+
+    /// What the helper says first where it wants to be sure who it talks to.
+    async fn nonce(&mut self) -> Result<String, ClientError> {
+        match self.read().await?.event {
+            Event::Nonce { nonce } => Ok(nonce),
+            Event::Error(problem) => Err(ClientError::Refused(problem)),
+            other => Err(FrameError::Malformed(format!("{other:?} instead of a nonce")).into()),
+        }
     }
 
     fn hold(&mut self, event: Event) {

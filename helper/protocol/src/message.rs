@@ -21,6 +21,9 @@ pub enum Request {
         version: u32,
         /// The caller's program and version, for the log.
         client: String,
+        /// What [`Event::Nonce`] said, where it was said.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        nonce: Option<String>,
     },
     /// Everything there is to know now. Answered by [`Event::Status`].
     Status,
@@ -116,6 +119,11 @@ impl Request {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Event {
+    /// Said before anything else on macOS, and only there: `hello` must bring it back.
+    Nonce {
+        /// Hexadecimal, never the same.
+        nonce: String,
+    },
     /// Answers `hello`.
     Hello {
         /// The protocol version that the helper speaks.
@@ -253,8 +261,12 @@ mod tests {
     fn every_request_survives_the_frame_and_keeps_its_shape() {
         let requests = [
             (
-                Request::Hello { version: 1, client: "culvert 0.1.0".into() },
+                Request::Hello { version: 1, client: "culvert 0.1.0".into(), nonce: None },
                 json!({"type": "hello", "version": 1, "client": "culvert 0.1.0"}),
+            ),
+            (
+                Request::Hello { version: 1, client: "culvert 0.1.0".into(), nonce: Some("c0de".into()) },
+                json!({"type": "hello", "version": 1, "client": "culvert 0.1.0", "nonce": "c0de"}),
             ),
             (Request::Status, json!({"type": "status"})),
             (Request::Watch, json!({"type": "watch"})),
@@ -304,6 +316,7 @@ mod tests {
         let no_answer = Problem::new(code::NO_ANSWER);
         let problem = json!({"code": "E104", "word": "no_answer", "cause": no_answer.cause, "hint": no_answer.hint});
         let events = [
+            (Event::Nonce { nonce: "c0de".into() }, json!({"type": "nonce", "nonce": "c0de"})),
             (
                 Event::Hello { version: 1, helper: "0.1.0".into() },
                 json!({"type": "hello", "version": 1, "helper": "0.1.0"}),

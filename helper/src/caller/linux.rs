@@ -4,6 +4,14 @@ use std::io;
 
 use tokio::net::UnixStream;
 
-pub(super) fn uid(stream: &UnixStream) -> io::Result<u32> {
-    Ok(rustix::net::sockopt::socket_peercred(stream)?.uid.as_raw())
+/// Nothing more is needed: what is known cannot change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Process;
+
+pub(super) fn of(stream: &UnixStream) -> io::Result<(u32, Process)> {
+    Ok((rustix::net::sockopt::socket_peercred(stream)?.uid.as_raw(), Process))
+}
+
+pub(super) fn is_still(_: &UnixStream, _: Process) -> bool {
+    true
 }

@@ -271,6 +271,7 @@ mod tests {
             let wanted = Servers {
                 file: etc.join("resolv.conf"),
                 device: "culvert0".into(),
+                addresses: vec![],
                 all: true,
                 servers: vec!["100.77.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
                 domains: vec!["acme.example".into()],

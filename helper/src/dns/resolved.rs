@@ -119,6 +119,7 @@ mod tests {
         Servers {
             file: "/etc/resolv.conf".into(),
             device: "culvert0".into(),
+            addresses: vec![],
             servers: vec!["100.77.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
             domains: domains.iter().map(|domain| (*domain).to_owned()).collect(),
             all,

@@ -8,7 +8,6 @@ use std::time::Duration;
 use culvert_protocol::{Path, Problem, State, Timestamp, code};
 use culvert_tunnel::close::{Close, Down};
 use culvert_tunnel::control::{self, FromClient, FromServer, Hello};
-use culvert_tunnel::device::linux::Tun;
 use culvert_tunnel::shard::RunningShard;
 use culvert_tunnel::shard::mailbox::{Command, Event, LinkId};
 use culvert_tunnel::transport::ClientTransport;
@@ -19,11 +18,13 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{Access, Family, Heard, Name, Network, Reach, Seen, Session, Way};
+use crate::device::Tun;
 use crate::dial::{self, HANDSHAKE_WITHIN, cause_of_down, cause_of_refusal};
 use crate::names::Names;
 use crate::outside;
 use crate::portal;
 use crate::profile::Profile;
+use crate::underlay::is_tunnel;
 
 /// For the addresses of the gateway's names.
 const NAMES_WITHIN: Duration = Duration::from_secs(3);
@@ -199,12 +200,6 @@ fn way(to: SocketAddr, fwmark: Option<u32>, interfaces: &[if_addrs::Interface]) 
     let source = socket.local_addr().ok()?.ip();
     let name = interfaces.iter().find(|interface| interface.ip() == source).map(|interface| interface.name.clone())?;
     Some(Way { is_tunnel: is_tunnel(&name), interface: name, source })
-}
-
-/// An interface without a link layer: TUN and WireGuard (`ARPHRD_NONE`, linux/if_arp.h).
-fn is_tunnel(interface: &str) -> bool {
-    let kind = std::fs::read_to_string(format!("/sys/class/net/{interface}/type")).unwrap_or_default();
-    kind.trim() == "65534"
 }
 
 async fn names(profile: &Profile, names: &Names) -> (Vec<Name>, Vec<SocketAddr>) {

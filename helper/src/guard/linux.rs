@@ -14,8 +14,8 @@ use serde_json::{Value, json};
 use tokio::time::{Duration, Instant, sleep_until, timeout};
 
 use super::{Block, GuardError, Packets, Rule};
+use crate::device::DEFAULT_DEVICE;
 use crate::notices::Notices;
-use crate::session::DEFAULT_DEVICE;
 
 /// The table of an interface, known to `culvert-helper recover` and to people: `nft delete table inet culvert`.
 /// Helpers with interfaces of their own do not lift each other's blocks.

@@ -212,7 +212,8 @@ pub(super) async fn undo(change: &Change) -> Result<(), RouteError> {
             }
             Ok(())
         }
-        Change::ResolverFile(_) | Change::Resolvconf { .. } => Ok(()), // the resolver's owner undoes it
+        // The resolver's owner undoes these; routes of the main table are macOS's.
+        Change::ResolverFile(_) | Change::Resolvconf { .. } | Change::Routes { .. } => Ok(()),
     }
 }
 

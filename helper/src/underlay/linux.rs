@@ -131,6 +131,12 @@ impl Watch {
     }
 }
 
+/// An interface without a link layer: TUN and WireGuard (`ARPHRD_NONE`, linux/if_arp.h).
+pub fn is_tunnel(interface: &str) -> bool {
+    let kind = std::fs::read_to_string(format!("/sys/class/net/{interface}/type")).unwrap_or_default();
+    kind.trim() == "65534"
+}
+
 fn way(to: IpAddr, route: &RouteMessage) -> Option<Way> {
     if !matches!(route.header.kind, RouteType::Unicast | RouteType::Local) {
         return None;

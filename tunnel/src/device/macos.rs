@@ -62,10 +62,25 @@ impl Utun {
     /// # Errors
     /// [`io::ErrorKind::PermissionDenied`] without root; whatever else the OS says.
     pub fn create() -> io::Result<Self> {
+        Self::with_number(None)
+    }
+
+    /// Creates the interface of this name, `utunN`, with N at most 65,535.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::InvalidInput`] for another name, [`io::ErrorKind::ResourceBusy`] for one that is taken, else
+    /// as [`Self::create`].
+    pub fn open(name: &str) -> io::Result<Self> {
+        let number = name.strip_prefix("utun").and_then(|number| number.parse::<u16>().ok());
+        let number = number.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the name is not utunN"))?;
+        Self::with_number(Some(number.into()))
+    }
+
+    fn with_number(number: Option<u32>) -> io::Result<Self> {
         let fd = control_socket()?;
         // A child that inherits the descriptor would keep the interface alive after our end.
         rustix::io::fcntl_setfd(&fd, FdFlags::CLOEXEC)?;
-        connect_any_unit(&fd)?;
+        connect_unit(&fd, number)?;
         rustix::io::ioctl_fionbio(&fd, true)?;
         raise_receive_buffer(&fd)?;
         set_option(&fd, libc::SYSPROTO_CONTROL, utun::UTUN_OPT_MAX_PENDING_PACKETS, PENDING_PACKETS)?;
@@ -230,10 +245,18 @@ impl Device for Utun {
 
     fn set_mtu(&mut self, mtu_bytes: u16) -> io::Result<()> {
         self.fit_slots(mtu_bytes);
-        let request =
-            utun::IfreqMtu { name: utun::ifname(&self.name)?, mtu: c_int::from(mtu_bytes), rest_of_union: [0; 12] };
-        ioctl(&any_socket(libc::AF_INET)?, utun::SIOCSIFMTU, &request)
+        set_mtu(&self.name, mtu_bytes)
     }
+}
+
+/// Sets an interface's MTU.
+///
+/// # Errors
+/// Whatever the OS says; [`io::ErrorKind::InvalidInput`] for what is no interface name.
+pub fn set_mtu(interface: &str, mtu_bytes: u16) -> io::Result<()> {
+    let request =
+        utun::IfreqMtu { name: utun::ifname(interface)?, mtu: c_int::from(mtu_bytes), rest_of_union: [0; 12] };
+    ioctl(&any_socket(libc::AF_INET)?, utun::SIOCSIFMTU, &request)
 }
 
 /// Gives the interface one host address, usable at once. It goes when the interface goes.
@@ -315,14 +338,14 @@ fn own(fd: c_int) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-fn connect_any_unit(fd: &OwnedFd) -> io::Result<()> {
+fn connect_unit(fd: &OwnedFd, number: Option<u32>) -> io::Result<()> {
     let mut info = utun::CtlInfo::utun();
     // SAFETY: the request reads and writes a `ctl_info`, which `info` is (asserted above).
     let result = unsafe { libc::ioctl(fd.as_raw_fd(), utun::CTLIOCGINFO, &raw mut info) };
     if result < 0 {
         return Err(io::Error::last_os_error());
     }
-    let address = utun::SockaddrCtl::any_unit(info.id);
+    let address = utun::SockaddrCtl::unit(info.id, number);
     // SAFETY: `address` is a `sockaddr_ctl` of the length given.
     let result =
         unsafe { libc::connect(fd.as_raw_fd(), (&raw const address).cast(), size_of_val(&address) as libc::socklen_t) };

@@ -89,14 +89,14 @@ pub(super) struct SockaddrCtl {
 }
 
 impl SockaddrCtl {
-    /// Unit 0: the kernel chooses a free `utunN`, so no name can be taken already.
-    pub(super) fn any_unit(control_id: u32) -> Self {
+    /// `utunN` for `Some(N)`; else the kernel chooses a free one (unit 0), so that no name can be taken already.
+    pub(super) fn unit(control_id: u32, number: Option<u32>) -> Self {
         Self {
             len: size_of::<Self>() as u8,
             family: AF_SYSTEM,
             sysaddr: AF_SYS_CONTROL,
             id: control_id,
-            unit: 0,
+            unit: number.map_or(0, |number| number.saturating_add(1)),
             reserved: [0; 5],
         }
     }
