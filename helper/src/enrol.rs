@@ -169,6 +169,7 @@ fn profile(enrolment: Enrolment, key: DeviceKey) -> Result<Profile, Problem> {
         user: enrolment.user,
         chain_pem: credential.chain_pem(),
         key_pem: credential.key_pem().expose().into(),
+        sealed: None,
         carried: None,
     })
 }

@@ -30,6 +30,7 @@ pub mod portal;
 pub mod profile;
 pub mod roam;
 pub mod routes;
+pub mod seal;
 pub mod service;
 pub mod session;
 pub mod settings;

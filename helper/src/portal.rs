@@ -43,7 +43,7 @@ pub struct Page {
     pub is_certain: bool,
 }
 
-/// Looks, also at the gateway's address if one is given with its name. Takes no longer than [`ANSWER_WITHIN`].
+/// Looks, also at the gateway's address if one is given with its name. Takes no longer than 2 s.
 pub async fn look(gateway: Option<(IpAddr, &str)>, fwmark: u32) -> Sight {
     let at_gateway = async {
         match gateway {

@@ -10,11 +10,13 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use culvert_tunnel::identity::{Credential, DeviceId, IdentityError, Pin};
+use culvert_tunnel::identity::{CertificateFacts, Credential, DeviceId, IdentityError, Pin};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroize;
 
 use crate::files::{self, replace, write_synced};
+use crate::seal::Sealed;
 
 /// More than a profile takes; written once before an invitation is spent, to see that there is room.
 const ROOM_BYTES: usize = 64 * 1024;
@@ -38,8 +40,12 @@ pub struct Profile {
     pub user: String,
     /// The device's certificate and the CA's, PEM.
     pub chain_pem: String,
-    /// The device's private key, PKCS#8 PEM.
+    /// The device's private key, PKCS#8 PEM. Empty on the disk, and until it is opened, where `sealed` is there.
+    #[serde(default)]
     pub key_pem: String,
+    /// The private key as only a user's keychain opens it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sealed: Option<Sealed>,
     /// What the gateway's tunnel carried last time; absent before the first session.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub carried: Option<Carried>,
@@ -71,9 +77,36 @@ impl Profile {
         Credential::from_pem(&self.chain_pem, &self.key_pem)
     }
 
+    /// What the device's certificate says; the key is not needed for that.
+    ///
+    /// # Errors
+    /// [`IdentityError`] for a file that was edited or damaged.
+    pub fn facts(&self) -> Result<CertificateFacts, IdentityError> {
+        let chain = Credential::chain_from_pem(&self.chain_pem)?;
+        CertificateFacts::read(chain.first().ok_or(IdentityError::Certificate)?)
+    }
+
+    /// True while the key is only there as the keychain's owner can open it.
+    pub fn is_locked(&self) -> bool {
+        self.sealed.is_some() && self.key_pem.is_empty()
+    }
+
+    /// Forgets the key in this process's memory, if the disk has it sealed.
+    pub fn lock(&mut self) {
+        if self.sealed.is_some() {
+            self.key_pem.zeroize();
+        }
+    }
+
     /// The pin of the gateway's CA: two profiles with one pin are the same gateway.
     fn authority(&self) -> Option<Pin> {
-        Pin::of_certificate(self.credential().ok()?.chain().last()?).ok()
+        Pin::of_certificate(Credential::chain_from_pem(&self.chain_pem).ok()?.last()?).ok()
+    }
+
+    /// As it goes to the disk.
+    fn to_json(&self) -> io::Result<Vec<u8>> {
+        let key_pem = if self.sealed.is_some() { String::new() } else { self.key_pem.clone() };
+        Ok(serde_json::to_vec_pretty(&Self { key_pem, ..self.clone() })?)
     }
 }
 
@@ -144,8 +177,7 @@ impl Profiles {
     /// What the file system says; the profiles are as they were then.
     pub fn keep(&self, mut profile: Profile) -> io::Result<Profile> {
         profile.name = self.name_for(&profile)?;
-        let json = serde_json::to_vec_pretty(&profile)?;
-        self.write(&format!("{}.json", profile.name), &json)?;
+        self.write(&format!("{}.json", profile.name), &profile.to_json()?)?;
         self.write("default", profile.name.as_bytes())?;
         Ok(profile)
     }
@@ -169,7 +201,7 @@ impl Profiles {
         }
         let was_default = self.default_name()?.as_deref() == Some(name);
         profile.name = to.to_owned();
-        self.write(&format!("{to}.json"), &serde_json::to_vec_pretty(&profile)?)?;
+        self.write(&format!("{to}.json"), &profile.to_json()?)?;
         if was_default {
             self.write("default", to.as_bytes())?;
         }
@@ -201,12 +233,12 @@ impl Profiles {
         self.write("default", name.as_bytes())
     }
 
-    /// Notes what the gateway's tunnel carries.
+    /// Writes a profile that is there anew.
     ///
     /// # Errors
     /// What the file system says; the profile is as it was then.
-    pub fn note_carried(&self, profile: &Profile) -> io::Result<()> {
-        self.write(&format!("{}.json", profile.name), &serde_json::to_vec_pretty(profile)?)
+    pub fn update(&self, profile: &Profile) -> io::Result<()> {
+        self.write(&format!("{}.json", profile.name), &profile.to_json()?)
     }
 
     /// Sees whether a profile could be written now, before an invitation is spent on it.
@@ -374,6 +406,7 @@ mod tests {
             user: "anna".into(),
             chain_pem: credential.chain_pem(),
             key_pem: credential.key_pem().expose().into(),
+            sealed: None,
             carried: None,
         }
     }

@@ -22,7 +22,7 @@ use std::time::Instant;
 
 use culvert_protocol::{
     Blocking, Certificate, Change, Check, CheckId, DOCTOR_WITHIN, Diagnosis, Dropped, Event, Finding, Gateway,
-    KillSwitch, Path as PathFacts, Problem, ProfileFacts, Protection, Request, SCHEMA, Settings as Chosen,
+    KillSwitch, Path as PathFacts, Problem, ProfileFacts, Protection, Request, SCHEMA, Secret, Settings as Chosen,
     SettingsChange, State, Status, Timestamp, Traffic, code,
 };
 use culvert_tunnel::stats::LinkStats;
@@ -43,6 +43,7 @@ use crate::names::Names;
 use crate::portal::{self, Sight};
 use crate::profile::{Carried, Profile, Profiles};
 use crate::routes;
+use crate::seal::{Keychain, SealError};
 use crate::session::{Options, Session};
 use crate::settings::SettingsFile;
 use crate::socket::Asked;
@@ -248,7 +249,9 @@ impl Service {
     async fn on_asked(&mut self, asked: Asked) {
         let event = match asked.request {
             Request::Status | Request::Watch => Ok(Event::Status(Box::new(self.status().await))),
-            Request::Connect { profile } => self.on_connect(profile.as_deref()),
+            Request::Connect { profile, key } => self.on_connect(profile.as_deref(), key.as_ref()),
+            Request::SealProfile { profile, key } => self.on_seal(&profile, &key, true),
+            Request::UnsealProfile { profile, key } => self.on_seal(&profile, &key, false),
             Request::Disconnect { unblock } => {
                 self.unblocked |= unblock;
                 self.note_wish(None);
@@ -302,7 +305,7 @@ impl Service {
         let _ = asked.answer.send(event.unwrap_or_else(Event::Error)); // a caller that left needs no answer
     }
 
-    fn on_connect(&mut self, wanted: Option<&str>) -> Result<Event, Problem> {
+    fn on_connect(&mut self, wanted: Option<&str>, key: Option<&Secret>) -> Result<Event, Problem> {
         let default = self.profiles.default_name().map_err(|error| unreadable(&error))?;
         let active = self.session.profile().map(|profile| profile.name.clone());
         let resting =
@@ -312,7 +315,12 @@ impl Service {
             (None, Some(active)) if !resting => active,
             (None, _) => default.ok_or_else(|| Problem::new(code::NOT_ENROLLED))?,
         };
-        let profile = self.profiles.load(&name).map_err(|error| self.no_profile(&name, &error))?;
+        let mut profile = self.profiles.load(&name).map_err(|error| self.no_profile(&name, &error))?;
+        match (self.session.profile(), key) {
+            // Who is connected needs no key to hear that he is.
+            (Some(open), None) if open.name == name && !open.is_locked() && !resting => profile = open.clone(),
+            _ => unlock(&mut profile, key)?,
+        }
         let switch = !resting && self.session.profile().is_some_and(|active| active.name != profile.name);
         if switch {
             self.inputs.push_back(Input::Disconnect);
@@ -322,6 +330,30 @@ impl Service {
         self.session.choose(profile);
         let event = self.wish(Input::Connect);
         Ok(if switch { Event::Done { changed: true } } else { event })
+    }
+
+    /// Seals the key of a profile that no session uses, or undoes that.
+    fn on_seal(&mut self, name: &str, key: &Secret, seal: bool) -> Result<Event, Problem> {
+        if !self.supervisor.is_at_rest() {
+            return Err(Problem::new(code::PROFILE_IN_USE).because("A connection is wanted"));
+        }
+        let mut profile = self.profiles.load(name).map_err(|error| self.no_profile(name, &error))?;
+        if seal == profile.sealed.is_some() {
+            unlock(&mut profile, Some(key))?; // the same, if it is the same key
+            return self.profile_facts();
+        }
+        if seal {
+            let keychain = Keychain::parse(key.expose()).map_err(|error| locked(&error))?;
+            let sealed = keychain.seal(&profile.key_pem, profile.device_id).map_err(|error| locked(&error))?;
+            profile.sealed = Some(sealed);
+        } else {
+            unlock(&mut profile, Some(key))?;
+            profile.sealed = None;
+        }
+        self.profiles.update(&profile).map_err(|error| unreadable(&error))?;
+        self.session.forget();
+        tracing::info!(profile = name, sealed = seal, "the device key");
+        self.profile_facts()
     }
 
     /// Why a profile cannot be had.
@@ -371,6 +403,8 @@ impl Service {
                     device: profile.device_name,
                     user: profile.user,
                     is_default,
+                    device_id: profile.device_id.to_string(),
+                    sealed: profile.sealed.is_some(),
                 },
                 // A damaged one is there, and can be removed.
                 Err(_) => ProfileFacts {
@@ -381,6 +415,8 @@ impl Service {
                     user: String::new(),
                     certificate_until: None,
                     is_default,
+                    device_id: String::new(),
+                    sealed: false,
                 },
             }
         };
@@ -582,6 +618,9 @@ impl Service {
             }
             self.publish();
             self.note_carried().await;
+            if self.supervisor.is_at_rest() {
+                self.session.lock();
+            }
         }
     }
 
@@ -591,7 +630,7 @@ impl Service {
             return;
         }
         if let Some(profile) = self.session.profile()
-            && let Err(error) = self.profiles.note_carried(profile)
+            && let Err(error) = self.profiles.update(profile)
         {
             tracing::warn!(%error, "the profile cannot be saved");
         }
@@ -682,6 +721,20 @@ impl Service {
         let name = self.profiles.default_name().ok()??;
         self.profiles.load(&name).ok()
     }
+}
+
+/// Opens a sealed key with the keychain's; nothing is to be done for others.
+fn unlock(profile: &mut Profile, key: Option<&Secret>) -> Result<(), Problem> {
+    let Some(sealed) = &profile.sealed else { return Ok(()) };
+    let key = key.ok_or_else(|| Problem::new(code::LOCKED))?;
+    let keychain = Keychain::parse(key.expose()).map_err(|error| locked(&error))?;
+    let pem = keychain.open(sealed, profile.device_id).map_err(|error| locked(&error))?;
+    profile.key_pem = pem.as_str().to_owned();
+    Ok(())
+}
+
+fn locked(error: &SealError) -> Problem {
+    Problem::new(code::LOCKED).because(format!("The identity of this profile does not open: {error}"))
 }
 
 /// What a browser needs to see a page.
@@ -802,7 +855,7 @@ fn unreadable(error: &io::Error) -> Problem {
 }
 
 fn certificate_end(profile: &Profile) -> Option<Timestamp> {
-    Some(profile.credential().ok()?.facts().ok()?.not_after.into())
+    Some(profile.facts().ok()?.not_after.into())
 }
 
 fn host_name() -> String {

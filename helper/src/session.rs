@@ -161,6 +161,13 @@ impl Session {
         self.profile = Some(profile);
     }
 
+    /// Forgets a key that a user's keychain opened.
+    pub fn lock(&mut self) {
+        if let Some(profile) = &mut self.profile {
+            profile.lock();
+        }
+    }
+
     /// Forgets the profile, which must not be in use.
     pub fn forget(&mut self) {
         self.known.clear();
@@ -375,6 +382,9 @@ impl Session {
 
     fn transport(&self) -> Result<ClientTransport, Problem> {
         let profile = self.profile.as_ref().ok_or_else(|| Problem::new(code::NOT_ENROLLED))?;
+        if profile.is_locked() {
+            return Err(Problem::new(code::LOCKED));
+        }
         dial::transport(&profile.credential().map_err(|error| dial::damaged(&error))?)
     }
 

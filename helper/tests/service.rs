@@ -26,9 +26,10 @@ async fn a_fresh_helper_says_that_it_is_not_set_up_and_what_to_do() {
     let mut client = helper.client().await;
     let Event::Status(status) = client.request(Request::Status).await.unwrap() else { panic!() };
     assert_eq!(status.state, State::NotEnrolled);
-    let refused = refusal(client.request(Request::Connect { profile: None }).await);
+    let refused = refusal(client.request(Request::Connect { profile: None, key: None }).await);
     assert_eq!(refused, code::NOT_ENROLLED);
-    let refused = refusal(client.request(Request::Connect { profile: Some("../../etc/shadow".into()) }).await);
+    let refused =
+        refusal(client.request(Request::Connect { profile: Some("../../etc/shadow".into()), key: None }).await);
     assert_eq!(refused, code::NOT_ENROLLED);
     let done = client.request(Request::Disconnect { unblock: false }).await.unwrap();
     assert_eq!(done, Event::Done { changed: false });
@@ -56,7 +57,7 @@ async fn a_gateway_that_does_not_answer_is_named_and_disconnect_ends_the_attempt
     let Event::Status(status) = client.request(Request::Watch).await.unwrap() else { panic!() };
     assert_eq!(status.state, State::Disconnected);
     let mut other = helper.client().await;
-    let done = other.request(Request::Connect { profile: None }).await.unwrap();
+    let done = other.request(Request::Connect { profile: None, key: None }).await.unwrap();
     assert_eq!(done, Event::Done { changed: true });
     let cause = loop {
         match next_state(&mut client).await {
@@ -97,7 +98,7 @@ async fn an_enrolment_without_an_answer_names_the_gateway() {
 async fn an_unknown_profile_is_told_with_those_that_exist() {
     let helper = Helper::start_with(&[profile("Acme", "127.0.0.1:9")]);
     let mut client = helper.client().await;
-    let asked = client.request(Request::Connect { profile: Some("home".into()) }).await;
+    let asked = client.request(Request::Connect { profile: Some("home".into()), key: None }).await;
     let Err(ClientError::Refused(problem)) = asked else { panic!() };
     assert_eq!(problem.code, code::NO_PROFILE);
     assert!(problem.to_string().contains("home") && problem.to_string().contains("acme"), "{problem}");
@@ -123,7 +124,7 @@ async fn a_caller_of_another_version_learns_what_the_helper_is_and_its_state_and
         Request::Hello { version: 99, client: "a newer app".into(), nonce: None },
         Request::Version,
         Request::Status,
-        Request::Connect { profile: None },
+        Request::Connect { profile: None, key: None },
         Request::Status,
     ];
     let asks = requests.into_iter().enumerate().map(|(id, request)| encode(&Ask { id: id as u32, request }).unwrap());
@@ -211,7 +212,7 @@ fn another_user_may_look_and_is_refused_the_rest_with_a_sentence_unless_allowed(
         [hello(), requests.iter().map(ask).collect::<Vec<_>>().concat()].concat()
     };
     let changing = [
-        Request::Connect { profile: None },
+        Request::Connect { profile: None, key: None },
         Request::Disconnect { unblock: true },
         Request::Profiles,
         Request::Settings,
@@ -278,7 +279,7 @@ async fn a_damaged_profile_is_an_error_with_a_name_and_not_the_end() {
     let helper = Helper::start_with(&[profile("Acme", "127.0.0.1:9")]);
     std::fs::write(helper.dir.path().join("state/profiles/acme.json"), "{").unwrap();
     let mut client = helper.client().await;
-    assert_eq!(refusal(client.request(Request::Connect { profile: None }).await), code::DISK);
+    assert_eq!(refusal(client.request(Request::Connect { profile: None, key: None }).await), code::DISK);
     assert!(matches!(client.request(Request::Status).await.unwrap(), Event::Status(_)));
 }
 
@@ -438,6 +439,7 @@ fn profile(gateway: &str, endpoint: &str) -> Profile {
         user: "anna".into(),
         chain_pem: credential.chain_pem(),
         key_pem: credential.key_pem().expose().into(),
+        sealed: None,
         carried: None,
     }
 }

@@ -39,7 +39,7 @@ fn connected_means_that_packets_cross_and_disconnected_that_nothing_is_left() {
         let before = bench.machine();
         let _gateway = bench.gateway(Answer::Welcome);
         let mut client = bench.client().await;
-        client.request(Request::Connect { profile: None }).await.unwrap();
+        client.request(Request::Connect { profile: None, key: None }).await.unwrap();
         let status = bench.reaches(&mut client, "connected").await;
         assert_eq!(
             status.addresses,
@@ -72,7 +72,7 @@ fn a_gateway_that_comes_back_is_found_again_and_traffic_is_held_meanwhile() {
         let before = bench.machine();
         let gateway = bench.gateway(Answer::Welcome);
         let mut client = bench.client().await;
-        client.request(Request::Connect { profile: None }).await.unwrap();
+        client.request(Request::Connect { profile: None, key: None }).await.unwrap();
         bench.reaches(&mut client, "connected").await;
         let interface = bench.read(&["cat", "/proc/self/net/dev_snmp6/culvert0"]);
 
@@ -98,7 +98,7 @@ fn an_impostor_cannot_end_a_session_so_that_its_traffic_leaks() {
     in_namespaces(async |bench| {
         let gateway = bench.gateway(Answer::Welcome);
         let mut client = bench.client().await;
-        client.request(Request::Connect { profile: None }).await.unwrap();
+        client.request(Request::Connect { profile: None, key: None }).await.unwrap();
         bench.reaches(&mut client, "connected").await;
         gateway.stop().await;
         let mallory = Authority::create("Mallory", SystemTime::now()).unwrap();
@@ -128,7 +128,7 @@ fn a_gateway_that_moves_is_found_at_its_new_address() {
     in_namespaces(async |bench| {
         let gateway = bench.gateway(Answer::Welcome);
         let mut client = bench.client().await;
-        client.request(Request::Connect { profile: None }).await.unwrap();
+        client.request(Request::Connect { profile: None, key: None }).await.unwrap();
         bench.reaches(&mut client, "connected").await;
         gateway.stop().await;
         succeed(Command::new("ip").args(["addr", "add", "192.0.2.3/24", "dev", "net0"]));
@@ -146,7 +146,7 @@ fn a_revoked_device_is_told_so_in_the_gateways_words_and_does_not_try_again() {
         let before = bench.machine();
         let _gateway = bench.gateway(Answer::Refuse);
         let mut client = bench.client().await;
-        client.request(Request::Connect { profile: None }).await.unwrap();
+        client.request(Request::Connect { profile: None, key: None }).await.unwrap();
         let status = bench.reaches(&mut client, "failed").await;
         let State::Failed { problem } = status.state else { panic!() };
         assert_eq!((problem.code, problem.cause.as_str()), (code::REVOKED, "Removed on 3 May"));
@@ -160,7 +160,7 @@ fn a_server_with_another_authority_learns_nothing_and_is_refused() {
         bench.authority = Authority::create("Mallory", SystemTime::now()).unwrap();
         let _gateway = bench.gateway(Answer::Welcome);
         let mut client = bench.client().await;
-        client.request(Request::Connect { profile: None }).await.unwrap();
+        client.request(Request::Connect { profile: None, key: None }).await.unwrap();
         let status = bench.reaches(&mut client, "blocked").await;
         assert!(matches!(status.state, State::Blocked { cause } if cause.code == code::WRONG_SERVER));
     });
@@ -172,7 +172,7 @@ fn a_helper_killed_while_connected_is_followed_by_one_that_goes_on() {
         let before = bench.machine();
         let _gateway = bench.gateway(Answer::Welcome);
         let mut client = bench.client().await;
-        client.request(Request::Connect { profile: None }).await.unwrap();
+        client.request(Request::Connect { profile: None, key: None }).await.unwrap();
         bench.reaches(&mut client, "connected").await;
         bench.helper.kill().unwrap();
         bench.helper.wait().unwrap();
@@ -192,7 +192,7 @@ fn what_a_killed_helper_left_can_be_undone_without_another() {
         let before = bench.machine();
         let _gateway = bench.gateway(Answer::Welcome);
         let mut client = bench.client().await;
-        client.request(Request::Connect { profile: None }).await.unwrap();
+        client.request(Request::Connect { profile: None, key: None }).await.unwrap();
         bench.reaches(&mut client, "connected").await;
         let recover = [env!("CARGO_BIN_EXE_culvert-helper"), "recover", "--state-dir", &bench.state()];
         let refused = bench.run(&recover);
@@ -216,7 +216,7 @@ fn a_terminated_helper_undoes_everything_first() {
         let _gateway = bench.gateway(Answer::Welcome);
         for signal in [Signal::TERM, Signal::HUP] {
             let mut client = bench.client().await;
-            client.request(Request::Connect { profile: None }).await.unwrap();
+            client.request(Request::Connect { profile: None, key: None }).await.unwrap();
             bench.reaches(&mut client, "connected").await;
             kill_process(Pid::from_child(&bench.helper), signal).unwrap();
             assert!(bench.helper.wait().unwrap().success(), "{signal:?}");
@@ -232,7 +232,7 @@ fn a_resolver_that_cannot_be_put_back_is_told_and_put_back_by_the_next_start() {
         let before = bench.machine();
         let _gateway = bench.gateway(Answer::Welcome);
         let mut client = bench.client().await;
-        client.request(Request::Connect { profile: None }).await.unwrap();
+        client.request(Request::Connect { profile: None, key: None }).await.unwrap();
         bench.reaches(&mut client, "connected").await;
         bench.read(&["mount", "-o", "remount,bind,ro", "/etc/resolv.conf"]);
         client.request(Request::Disconnect { unblock: false }).await.unwrap();
@@ -257,7 +257,7 @@ fn a_clash_with_the_lan_is_refused_by_name_and_nothing_is_left() {
         let before = bench.machine();
         let _gateway = bench.gateway(Answer::Welcome);
         let mut client = bench.client().await;
-        client.request(Request::Connect { profile: None }).await.unwrap();
+        client.request(Request::Connect { profile: None, key: None }).await.unwrap();
         let status = bench.reaches(&mut client, "blocked").await;
         let State::Blocked { cause: problem } = status.state else { panic!() };
         assert_eq!(problem.code, code::OVERLAP);
@@ -273,7 +273,7 @@ fn an_interface_that_somebody_deletes_is_made_again() {
     in_namespaces(async |bench| {
         let _gateway = bench.gateway(Answer::Welcome);
         let mut client = bench.client().await;
-        client.request(Request::Connect { profile: None }).await.unwrap();
+        client.request(Request::Connect { profile: None, key: None }).await.unwrap();
         bench.reaches(&mut client, "connected").await;
         bench.read(&["ip", "link", "del", "culvert0"]);
         bench.run(&["ping", "-n", "-c", "1", "-W", "1", "100.77.0.1"]); // so that the loss is noticed
@@ -288,7 +288,7 @@ fn a_connected_helper_is_small_and_sleeps() {
     in_namespaces(async |bench| {
         let _gateway = bench.gateway(Answer::Welcome);
         let mut client = bench.client().await;
-        client.request(Request::Connect { profile: None }).await.unwrap();
+        client.request(Request::Connect { profile: None, key: None }).await.unwrap();
         bench.reaches(&mut client, "connected").await;
         tokio::time::sleep(Duration::from_secs(3)).await; // path MTU discovery
         let before = bench.wakeups();
@@ -606,6 +606,7 @@ fn profile(authority: &Authority) -> Profile {
         user: "anna".into(),
         chain_pem: credential.chain_pem(),
         key_pem: credential.key_pem().expose().into(),
+        sealed: None,
         carried: None,
     }
 }

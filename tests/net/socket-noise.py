@@ -73,7 +73,7 @@ def misdeed(name, sent, then_close=False):
     except BrokenPipeError:
         pass
     heard, closed = listen(sock, 8)
-    print(name, f"closed {code(heard)}".rstrip() if closed else "open", sep="\t", flush=True)
+    print(name, f"{'closed' if closed else 'open'} {code(heard)}".rstrip(), sep="\t", flush=True)
     sock.close()
 
 
@@ -89,7 +89,7 @@ if what == "helper":
     misdeed("a request that is none", ask({"type": "explode"}))
     misdeed("no hello", ask({"type": "status"}))
     misdeed("hello twice", ask(HELLO) + ask(HELLO, 2))
-    misdeed("a version to come", ask({**HELLO, "version": 99}))
+    misdeed("a version to come", ask({**HELLO, "version": 99}) + ask({"type": "connect"}, 2))
     misdeed("half a frame and silence", ask(HELLO)[:10])
     misdeed("half a frame and the end", ask(HELLO)[:10], then_close=True)
 elif what == "gateway":

@@ -8,7 +8,7 @@ use culvert_protocol::{Client, Event, Problem, Request, State, code};
 use tokio::time::timeout;
 
 use crate::failure::Failure;
-use crate::{Connect, ask, ask_status, dial, output, show};
+use crate::{Connect, ask, ask_status, dial, keychain, output, show};
 
 /// What lifts a block that no helper is there to lift.
 const RECOVER: &str =
@@ -16,7 +16,15 @@ const RECOVER: &str =
 
 pub(crate) async fn connect(socket: &Path, arguments: Connect) -> Result<ExitCode, Failure> {
     let mut client = dial(socket).await?;
-    let changed = wish(&mut client, Request::Connect { profile: arguments.profile }).await?;
+    let profile = arguments.profile;
+    // Who is connected already needs no key, so that what a keychain says counts only if the helper wants one.
+    let changed = match keychain::key_of(&mut client, profile.as_deref()).await {
+        Ok(key) => wish(&mut client, Request::Connect { profile, key }).await?,
+        Err(failure) => match wish(&mut client, Request::Connect { profile, key: None }).await {
+            Err(Failure::Problem(problem)) if problem.code == code::LOCKED => return Err(failure),
+            done => done?,
+        },
+    };
     // Watching begins after the wish: what is told from here on is about it.
     let status = ask_status(&mut client, Request::Watch).await?;
     client.forget_events();

@@ -95,7 +95,7 @@ pub(crate) fn exit_code(number: Code) -> u8 {
         code::NO_NETWORK | code::PORTAL | code::NAME | code::NO_ANSWER | code::UDP_BLOCKED => 6,
         code::NOT_CONNECTED => NOT_CONNECTED,
         code::NOT_ENROLLED => 7,
-        code::FORBIDDEN => 8,
+        code::FORBIDDEN | code::LOCKED => 8,
         _ => 1,
     }
 }

@@ -8,6 +8,7 @@ mod doctor;
 mod enrol;
 mod failure;
 mod json;
+mod keychain;
 mod logs;
 mod output;
 mod portal;

@@ -5,12 +5,12 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Subcommand;
-use culvert_protocol::{Event, ProfileFacts, Request};
+use culvert_protocol::{Client, Event, Problem, ProfileFacts, Request, code};
 use time::OffsetDateTime;
 
 use crate::failure::Failure;
 use crate::json::{Numbered, Profiles};
-use crate::{ask, dial, output, show};
+use crate::{ask, dial, keychain, output, show};
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum Command {
@@ -35,6 +35,16 @@ pub(crate) enum Command {
         #[arg(long)]
         yes: bool,
     },
+    /// Seal the device key of one with a key that your keychain keeps: only you can connect then, while logged in.
+    Lock {
+        /// Its name.
+        profile: String,
+    },
+    /// Undo `lock`.
+    Unlock {
+        /// Its name.
+        profile: String,
+    },
     /// Make one the profile that `culvert connect` uses.
     Default {
         /// Its name.
@@ -44,8 +54,20 @@ pub(crate) enum Command {
 
 pub(crate) async fn profiles(socket: &Path, command: Option<Command>) -> Result<ExitCode, Failure> {
     let command = command.unwrap_or(Command::List { json: false });
+    let mut client = dial(socket).await?;
     let request = match &command {
         Command::List { .. } => Request::Profiles,
+        Command::Lock { profile } => {
+            let key = keychain::make(device_id(&mut client, profile).await?).await?;
+            Request::SealProfile { profile: profile.clone(), key }
+        }
+        Command::Unlock { profile } => {
+            let Some(key) = keychain::key_of(&mut client, Some(profile)).await? else {
+                output::message(&format!("{profile} is not locked"));
+                return Ok(ExitCode::SUCCESS);
+            };
+            Request::UnsealProfile { profile: profile.clone(), key }
+        }
         Command::Rename { profile, to } => Request::RenameProfile { profile: profile.clone(), to: to.clone() },
         Command::Remove { profile, yes } => {
             if !yes {
@@ -55,7 +77,6 @@ pub(crate) async fn profiles(socket: &Path, command: Option<Command>) -> Result<
         }
         Command::Default { profile } => Request::DefaultProfile { profile: profile.clone() },
     };
-    let mut client = dial(socket).await?;
     let profiles = match ask(&mut client, request).await? {
         Event::Profiles { profiles } => profiles,
         other => return Err(Failure::unexpected(&other)),
@@ -66,11 +87,31 @@ pub(crate) async fn profiles(socket: &Path, command: Option<Command>) -> Result<
             output::message("There is no profile. Enrol with an invitation: culvert enrol");
         }
         Command::List { json: false } => output::text(&table(&profiles, OffsetDateTime::now_utc()))?,
+        Command::Lock { profile } => output::message(&format!("{profile} opens only with your keychain now")),
+        Command::Unlock { profile } => {
+            // Only now that nothing needs it any more.
+            if let Some(facts) = profiles.iter().find(|facts| facts.name == profile) {
+                keychain::forget(facts.device_id.clone()).await?;
+            }
+            output::message(&format!("{profile} opens for everybody who may control the VPN now"));
+        }
         Command::Rename { profile, to } => output::message(&format!("{profile} is called {to} now")),
         Command::Remove { profile, .. } => output::message(&format!("{profile} is forgotten")),
         Command::Default { profile } => output::message(&format!("{profile} is the default profile now")),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Names its key in the keychain.
+async fn device_id(client: &mut Client, profile: &str) -> Result<String, Failure> {
+    match ask(client, Request::Profiles).await? {
+        Event::Profiles { profiles } => {
+            let found = profiles.into_iter().find(|facts| facts.name == profile);
+            let missing = || Problem::new(code::NO_PROFILE).because(format!("There is no profile {profile:?}"));
+            Ok(found.ok_or_else(missing)?.device_id)
+        }
+        other => Err(Failure::unexpected(&other)),
+    }
 }
 
 /// Asks on a terminal; elsewhere `--yes` must say it.
@@ -118,6 +159,8 @@ mod tests {
             user: "anna".into(),
             certificate_until: None,
             is_default,
+            device_id: String::new(),
+            sealed: false,
         };
         let shown =
             table(&[profile("acme", "Acme", true), profile("home-2", "My home", false)], OffsetDateTime::UNIX_EPOCH);

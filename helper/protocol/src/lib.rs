@@ -14,6 +14,7 @@ mod message;
 mod problem;
 #[cfg(feature = "schema")]
 pub mod schema;
+mod secret;
 mod settings;
 mod status;
 
@@ -23,6 +24,7 @@ pub use frame::{FrameError, FrameReader, MAX_FRAME, decode, encode};
 pub use log::{LogLevel, LogLine};
 pub use message::{Answer, Ask, Change, DOCTOR_WITHIN, Event, ProfileFacts, Request};
 pub use problem::{CATALOGUE, Code, Entry, Problem, code};
+pub use secret::Secret;
 pub use settings::{KillSwitch, Overlap, Settings, SettingsChange};
 pub use status::{
     Blocking, Certificate, Dropped, Drops, Gateway, Path, Protection, SCHEMA, State, Status, Step, Timestamp, Traffic,

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::diagnosis::Diagnosis;
 use crate::log::{LogLevel, LogLine};
 use crate::problem::Problem;
+use crate::secret::Secret;
 use crate::settings::{Settings, SettingsChange};
 use crate::status::{State, Status, Timestamp};
 
@@ -43,6 +44,24 @@ pub enum Request {
         /// A profile's name; the default profile when absent.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         profile: Option<String>,
+        /// The keychain's key of a profile that is sealed; the helper forgets it at `disconnect`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        key: Option<Secret>,
+    },
+    /// Seals a profile's device key, so that it opens only with this key, which the user's keychain keeps. Answered
+    /// by [`Event::Profiles`].
+    SealProfile {
+        /// Its name.
+        profile: String,
+        /// The keychain's key.
+        key: Secret,
+    },
+    /// Undoes `seal_profile`. Answered by [`Event::Profiles`].
+    UnsealProfile {
+        /// Its name.
+        profile: String,
+        /// The keychain's key.
+        key: Secret,
     },
     /// Disconnects and undoes every change. Answered at once by [`Event::Done`].
     Disconnect {
@@ -224,6 +243,12 @@ pub struct ProfileFacts {
     pub certificate_until: Option<Timestamp>,
     /// `connect` uses it when none is named.
     pub is_default: bool,
+    /// The device's id in the gateway's registry, which names its key in a keychain.
+    #[serde(default)]
+    pub device_id: String,
+    /// Its key opens only with one from a user's keychain.
+    #[serde(default)]
+    pub sealed: bool,
 }
 
 /// A request with the caller's number for it.
@@ -274,8 +299,23 @@ mod tests {
                 Request::Enrol { invitation: "culvert://enrol#x".into(), device_name: Some("mac".into()) },
                 json!({"type": "enrol", "invitation": "culvert://enrol#x", "device_name": "mac"}),
             ),
-            (Request::Connect { profile: None }, json!({"type": "connect"})),
-            (Request::Connect { profile: Some("acme".into()) }, json!({"type": "connect", "profile": "acme"})),
+            (Request::Connect { profile: None, key: None }, json!({"type": "connect"})),
+            (
+                Request::Connect { profile: Some("acme".into()), key: None },
+                json!({"type": "connect", "profile": "acme"}),
+            ),
+            (
+                Request::Connect { profile: None, key: Some(Secret::new("0a".into())) },
+                json!({"type": "connect", "key": "0a"}),
+            ),
+            (
+                Request::SealProfile { profile: "acme".into(), key: Secret::new("0a".into()) },
+                json!({"type": "seal_profile", "profile": "acme", "key": "0a"}),
+            ),
+            (
+                Request::UnsealProfile { profile: "acme".into(), key: Secret::new("0a".into()) },
+                json!({"type": "unseal_profile", "profile": "acme", "key": "0a"}),
+            ),
             (Request::Disconnect { unblock: false }, json!({"type": "disconnect"})),
             (Request::Disconnect { unblock: true }, json!({"type": "disconnect", "unblock": true})),
             (Request::Profiles, json!({"type": "profiles"})),
@@ -342,11 +382,14 @@ mod tests {
                         user: "anna".into(),
                         certificate_until: Some(at),
                         is_default: true,
+                        device_id: "0a".into(),
+                        sealed: false,
                     }],
                 },
                 json!({"type": "profiles", "profiles": [{
                     "name": "acme", "gateway": "Acme", "endpoints": ["vpn.acme.org:443"], "device": "anna-mac",
-                    "user": "anna", "certificate_until": "2026-05-03T09:12:00Z", "is_default": true}]}),
+                    "user": "anna", "certificate_until": "2026-05-03T09:12:00Z", "is_default": true,
+                    "device_id": "0a", "sealed": false}]}),
             ),
             (
                 Event::Settings(Settings::default()),

@@ -225,6 +225,9 @@ catalogue! {
         "{device} is not connected", "Connect first: culvert connect";
     SPEEDTEST = 422, "speedtest", "The speed test failed",
         "The speed test failed", "Try again in a moment; the administrator can allow more (limits.speedtests)";
+    LOCKED = 423, "locked", "The identity is locked",
+        "The identity of this profile opens only with a key from its user's keychain",
+        "Connect as that user, with the keychain unlocked: culvert connect";
     GATEWAY_INTERNET = 501, "gateway_internet", "Connected, but the gateway has no internet",
         "Internal addresses work, the gateway itself has no internet", "The administrator must look";
     LOSSY = 502, "lossy", "Connected, weak network",

@@ -159,7 +159,7 @@ fn access(profile: Option<&Result<Profile, Problem>>) -> Access {
         Some(Err(problem)) => return Access::Damaged(problem.clone()),
         Some(Ok(profile)) => profile,
     };
-    match profile.credential().and_then(|credential| credential.facts()) {
+    match profile.facts() {
         Ok(facts) => Access::Certificate {
             gateway: profile.gateway.clone(),
             device: profile.device_name.clone(),

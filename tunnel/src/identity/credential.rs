@@ -37,13 +37,18 @@ impl Credential {
     /// # Errors
     /// As [`Self::new`], and [`IdentityError::Pem`] or [`IdentityError::Key`] for other texts.
     pub fn from_pem(chain_pem: &str, key_pem: &str) -> Result<Self, IdentityError> {
+        Self::new(Self::chain_from_pem(chain_pem)?, DeviceKey::from_pem(key_pem)?)
+    }
+
+    /// Reads what [`Self::chain_pem`] wrote, for those who have no key.
+    ///
+    /// # Errors
+    /// [`IdentityError::Pem`] for other texts, and for one without a certificate.
+    pub fn chain_from_pem(chain_pem: &str) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
         let chain = CertificateDer::pem_slice_iter(chain_pem.as_bytes())
             .collect::<Result<Vec<_>, _>>()
             .map_err(|_| IdentityError::Pem(CERTIFICATE))?;
-        if chain.is_empty() {
-            return Err(IdentityError::Pem(CERTIFICATE));
-        }
-        Self::new(chain, DeviceKey::from_pem(key_pem)?)
+        if chain.is_empty() { Err(IdentityError::Pem(CERTIFICATE)) } else { Ok(chain) }
     }
 
     /// The certificates, leaf first.

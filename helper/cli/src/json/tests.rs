@@ -67,6 +67,8 @@ fn what_is_printed_fits_its_schema() {
             user: "anna".into(),
             certificate_until,
             is_default: true,
+            device_id: "0a".into(),
+            sealed: true,
         };
         fits("profiles", &Numbered::new(Profiles { profiles: vec![profile] }));
     }
