@@ -292,7 +292,7 @@ fn reach(seen: &Seen) -> Finding {
             Finding::warn(format!("{sentence}; {} does not", silent.join(", ")))
         };
     }
-    let Some(first) = seen.reach.first() else { return Finding::not_checked("There is no address to ask") };
+    let Some(first) = seen.reach.first() else { return Finding::not_checked("No address was asked") };
     let addresses: Vec<String> = seen.reach.iter().map(|reach| reach.address.to_string()).collect();
     let addresses = addresses.join(", ");
     if let Some(reach) = seen.reach.iter().find(|reach| matches!(reach.heard, Heard::Closed)) {

@@ -99,7 +99,7 @@ impl Profile {
     }
 
     /// The pin of the gateway's CA: two profiles with one pin are the same gateway.
-    fn authority(&self) -> Option<Pin> {
+    pub fn authority(&self) -> Option<Pin> {
         Pin::of_certificate(Credential::chain_from_pem(&self.chain_pem).ok()?.last()?).ok()
     }
 

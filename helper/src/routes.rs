@@ -82,6 +82,26 @@ impl Plan {
         };
         local.iter().flat_map(with).collect()
     }
+
+    /// What clashes with local networks come to: a sentence for what is given up, and inner networks that go before
+    /// local ones.
+    ///
+    /// # Errors
+    /// [`RouteError::Overlap`] with the first clash when the user has not chosen.
+    pub fn settle(&self, local: &[LocalNet]) -> Result<(Option<String>, Vec<IpNet>), RouteError> {
+        let clashes = self.clashes(local);
+        match (self.overlap, clashes.first()) {
+            (_, None) => Ok((None, vec![])),
+            (Overlap::Ask, Some(clash)) => Err(clash.error()),
+            (Overlap::Local, Some(clash)) => Ok((Some(clash.note()), vec![])),
+            (Overlap::Gateway, Some(_)) => {
+                let mut preferred: Vec<IpNet> = clashes.iter().map(|clash| clash.inner).collect();
+                preferred.sort();
+                preferred.dedup();
+                Ok((None, preferred))
+            }
+        }
+    }
 }
 
 /// A network that the machine reaches by itself.

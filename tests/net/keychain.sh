@@ -46,6 +46,8 @@ check "lock: exit code" 0 $CODE
 check "the key is on no disk" "0 true" "$(on_disk) $(culvert profiles list --json | jq '.profiles[0].sealed')"
 run mine profiles lock "$profile"
 check "lock again changes nothing" 0 $CODE
+run culvert doctor --json
+check "doctor sees the gateway without the key" "pass pass not_checked" "$(jq -r '[.checks[] | select(.check == "reach" or .check == "identity" or .check == "admission").outcome] | join(" ")' <<<"$OUT")"
 match "what is known of the certificate is still told" "^20" "$(status .certificate.until)"
 
 run culvert connect

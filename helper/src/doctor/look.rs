@@ -10,7 +10,7 @@ use culvert_tunnel::close::{Close, Down};
 use culvert_tunnel::control::{self, FromClient, FromServer, Hello};
 use culvert_tunnel::shard::RunningShard;
 use culvert_tunnel::shard::mailbox::{Command, Event, LinkId};
-use culvert_tunnel::transport::ClientTransport;
+use culvert_tunnel::transport::{ClientTransport, Tuning};
 use ipnet::IpNet;
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
@@ -274,20 +274,26 @@ async fn refusal(to: SocketAddr, fwmark: u32) -> Option<Heard> {
 async fn handshakes(profile: &Profile, addresses: &[SocketAddr], may_ask: bool, fwmark: u32) -> Asked {
     let silent = |address: &SocketAddr| Reach { address: *address, heard: Heard::Nothing(HANDSHAKE_WITHIN) };
     let mut asked = Asked { reach: addresses.iter().map(silent).collect(), admission: None, clock_ahead: None };
-    let transport = match transport(profile) {
-        Ok(transport) if !addresses.is_empty() => transport,
-        _ => return asked,
+    // What was not asked has not been silent.
+    let (Ok(transport), Ok(mut shard)) = (transport(profile), dial::start_shard(fwmark)) else {
+        asked.reach.clear();
+        return asked;
     };
-    let Ok(mut shard) = dial::start_shard(fwmark) else { return asked };
-    converse(&mut shard, profile, &transport, may_ask, &mut asked).await;
+    converse(&mut shard, profile, &transport, may_ask && !profile.is_locked(), &mut asked).await;
     let stop = Command::Stop { code: Close::Goodbye, reason: String::new() };
     let _ = shard.handle.send(stop).await; // an ended thread needs no stopping
     while shard.events.recv().await.is_some() {}
     asked
 }
 
+/// Without the key, which only its user's keychain opens, as one who enrols: that shows who answers, too.
 fn transport(profile: &Profile) -> Result<ClientTransport, Problem> {
-    dial::transport(&profile.credential().map_err(|_| Problem::new(code::UNKNOWN))?)
+    let damaged = || Problem::new(code::UNKNOWN);
+    if profile.is_locked() {
+        let pin = profile.authority().ok_or_else(damaged)?;
+        return ClientTransport::enrolment(pin, Tuning::default()).map_err(|_| damaged());
+    }
+    dial::transport(&profile.credential().map_err(|_| damaged())?)
 }
 
 async fn converse(

@@ -11,7 +11,6 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
-use culvert_protocol::Overlap;
 use futures_util::{Stream, StreamExt, TryStreamExt};
 use ipnet::IpNet;
 use rtnetlink::packet_route::AddressFamily;
@@ -49,16 +48,7 @@ impl Routes {
     pub(super) async fn apply(plan: &Plan, journal: &mut Journal) -> Result<Self, RouteError> {
         let net = Netlink::open()?;
         let index = net.index(&plan.device).await?;
-        let clashes = plan.clashes(&net.local_networks(index).await?);
-        let (mut note, mut preferred) = (None, Vec::new());
-        match (plan.overlap, clashes.first()) {
-            (_, None) => {}
-            (Overlap::Ask, Some(clash)) => return Err(clash.error()),
-            (Overlap::Local, Some(clash)) => note = Some(clash.note()),
-            (Overlap::Gateway, Some(_)) => preferred = clashes.iter().map(|clash| clash.inner).collect(),
-        }
-        preferred.sort();
-        preferred.dedup();
+        let (note, preferred) = plan.settle(&net.local_networks(index).await?)?;
         if !net.routes(AddressFamily::Inet, plan.fwmark).await?.is_empty()
             || !net.routes(AddressFamily::Inet6, plan.fwmark).await?.is_empty()
         {
@@ -506,6 +496,7 @@ fn interfaces_v4() -> Result<Vec<String>, RouteError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use culvert_protocol::Overlap;
 
     #[test]
     fn a_kernel_without_ipv6_gets_no_ipv6_routes() {

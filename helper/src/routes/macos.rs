@@ -11,7 +11,6 @@ use std::io::{self, Read, Write};
 use std::os::fd::FromRawFd;
 use std::time::Duration;
 
-use culvert_protocol::Overlap;
 use culvert_tunnel::device::macos::add_address;
 use ipnet::IpNet;
 use socket2::SockRef;
@@ -36,14 +35,7 @@ pub(super) struct Routes {
 impl Routes {
     pub(super) async fn apply(plan: &Plan, journal: &mut Journal) -> Result<Self, RouteError> {
         let index = index(&plan.device)?;
-        let clashes = plan.clashes(&local_networks(&plan.device));
-        let (mut note, mut preferred) = (None, Vec::new());
-        match (plan.overlap, clashes.first()) {
-            (_, None) => {}
-            (Overlap::Ask, Some(clash)) => return Err(clash.error()),
-            (Overlap::Local, Some(clash)) => note = Some(clash.note()),
-            (Overlap::Gateway, Some(_)) => preferred = clashes.iter().map(|clash| clash.inner).collect(),
-        }
+        let (note, preferred) = plan.settle(&local_networks(&plan.device))?;
         let mut routes = Self { device: plan.device.clone(), index, note, made: Vec::new() };
         if let Err(error) = routes.make(plan, &preferred, journal) {
             if let Err(second) = routes.undo(journal).await {
