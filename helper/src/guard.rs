@@ -21,6 +21,8 @@ mod imp;
 mod imp;
 #[cfg(any(target_os = "macos", test))]
 mod pf;
+#[cfg(any(target_os = "macos", test))]
+mod reference;
 pub use imp::Guard;
 
 /// What to hold back.

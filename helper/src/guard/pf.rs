@@ -1,7 +1,9 @@
 //! A block as rules of macOS's packet filter, pf.conf(5): the text of one anchor. Pure.
 //!
-//! Only what leaves is judged, as on Linux; answers come in by the state that their questions made. Every rule is
-//! `quick`, so that the first that fits decides.
+//! Only what leaves is judged, as on Linux; what comes in meets no rule of ours. Every rule is `quick`, so that the
+//! first that fits decides. None makes a state: pf's states float (XNU `pf_find_state`: `pfi_all`), so one that was
+//! made on the utun would let the same flow out of any other interface once the utun is gone, and one that was made
+//! while local networks or a sign-in page were let through would outlive that.
 
 use std::fmt::Write;
 use std::net::IpAddr;
@@ -13,8 +15,7 @@ pub fn text(block: &Block) -> String {
     let mut text = String::new();
     for rule in block.rules() {
         let (verb, state, packets) = match &rule {
-            // `any`: connections that were there before go on.
-            Rule::Pass(packets) => ("pass out quick", " flags any keep state", packets),
+            Rule::Pass(packets) => ("pass out quick", " no state", packets),
             Rule::Refuse(packets) => ("block return out quick", "", packets),
         };
         for which in matches(packets) {
@@ -22,6 +23,11 @@ pub fn text(block: &Block) -> String {
         }
     }
     text
+}
+
+/// True when the main ruleset, as pfctl shows it, evaluates anchors below `com.apple`, as Apple's pf.conf does.
+pub fn evaluates_ours(main: &str) -> bool {
+    main.lines().any(|line| line.trim() == "anchor \"com.apple/*\" all")
 }
 
 /// The packets in pf's words; several where one rule cannot say it.
@@ -66,17 +72,17 @@ mod tests {
     #[test]
     fn a_full_tunnel_without_local_networks() {
         let expected = "\
-pass out quick on culvert0 all flags any keep state
-pass out quick proto { tcp udp } all group 7 flags any keep state
-pass out quick on lo0 all flags any keep state
-pass out quick inet proto udp from any port 68 to any port 67 flags any keep state
-pass out quick inet6 proto udp from any port 546 to any port 547 flags any keep state
-pass out quick inet6 proto icmp6 all icmp6-type 133 flags any keep state
-pass out quick inet6 proto icmp6 all icmp6-type 135 flags any keep state
-pass out quick inet6 proto icmp6 all icmp6-type 136 flags any keep state
-pass out quick inet6 proto icmp6 all icmp6-type 131 flags any keep state
-pass out quick inet6 proto icmp6 all icmp6-type 132 flags any keep state
-pass out quick inet6 proto icmp6 all icmp6-type 143 flags any keep state
+pass out quick on culvert0 all no state
+pass out quick proto { tcp udp } all group 7 no state
+pass out quick on lo0 all no state
+pass out quick inet proto udp from any port 68 to any port 67 no state
+pass out quick inet6 proto udp from any port 546 to any port 547 no state
+pass out quick inet6 proto icmp6 all icmp6-type 133 no state
+pass out quick inet6 proto icmp6 all icmp6-type 135 no state
+pass out quick inet6 proto icmp6 all icmp6-type 136 no state
+pass out quick inet6 proto icmp6 all icmp6-type 131 no state
+pass out quick inet6 proto icmp6 all icmp6-type 132 no state
+pass out quick inet6 proto icmp6 all icmp6-type 143 no state
 block return out quick proto { tcp udp } from any to any port { 53 853 }
 block return out quick all
 ";
@@ -92,6 +98,14 @@ block return out quick all
             (place("block return out quick proto { tcp udp }"), place("pass out quick from any to { 10.0.0.0/8"));
         assert!(names < lan && lan == lines.len() - 2, "{text}");
         assert!(lines[lan].contains("192.168.0.0/16") && lines[lan].contains("fe80::/10"), "{text}");
+    }
+
+    #[test]
+    fn apples_own_ruleset_evaluates_ours() {
+        assert!(evaluates_ours("scrub-anchor \"com.apple/*\" all fragment reassemble\nanchor \"com.apple/*\" all\n"));
+        for other in ["", "pass all\n", "scrub-anchor \"com.apple/*\" all\n", "anchor \"com.apple/*\" on en5 all\n"] {
+            assert!(!evaluates_ours(other), "{other}");
+        }
     }
 
     #[test]
@@ -130,6 +144,7 @@ block return out quick all
             for line in text.lines() {
                 prop_assert!(line.starts_with("pass out quick ") || line.starts_with("block return out quick "));
                 prop_assert!(!line.contains("{ }"), "{line}");
+                prop_assert_eq!(line.starts_with("pass"), line.ends_with(" no state"));
             }
         }
     }
