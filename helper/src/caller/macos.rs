@@ -1,7 +1,8 @@
 //! macOS: `LOCAL_PEERTOKEN` (XNU `bsd/sys/un.h`), the audit token of whoever used the other end last; and what its code
 //! signature says (SecCode.h). A process that runs another program gets another token.
 //!
-//! Without `CULVERT_TEAM_ID` at build time there is no signature to ask for, and callers are known by user alone.
+//! Without `CULVERT_TEAM_ID` at build time there is no signature to ask for: a development build knows callers by user
+//! alone, a release serves none.
 #![allow(unsafe_code, reason = "getsockopt(LOCAL_PEERTOKEN) has no safe wrapper in the crates we use")]
 
 use std::io;
@@ -26,8 +27,10 @@ pub(super) type Process = [u32; WORDS];
 
 pub(super) fn of(stream: &UnixStream) -> io::Result<(u32, Process)> {
     let token = token(stream)?;
-    if let Some(team) = TEAM {
-        check(token, &requirement(team))?;
+    match TEAM {
+        Some(team) => check(token, &requirement(team))?,
+        None if cfg!(debug_assertions) => {}
+        None => return Err(io::Error::new(io::ErrorKind::PermissionDenied, "this helper was built without its team")),
     }
     Ok((token[EUID], token))
 }
