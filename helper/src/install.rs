@@ -172,7 +172,7 @@ fn servers(options: &Options, welcome: &Welcome) -> Option<Servers> {
     (!servers.is_empty()).then(|| Servers {
         file: options.resolver.clone(),
         device: options.device.clone(),
-        addresses: std::iter::once(welcome.ipv4.into()).chain(welcome.ipv6.map(Into::into)).collect(),
+        addresses: plan(options, welcome).whole(),
         servers,
         domains: welcome.dns_domains.clone(),
         // In a full tunnel the network's own servers are beside it.

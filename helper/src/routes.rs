@@ -5,7 +5,7 @@
 //! the main table except the default ones goes before ours. Not here: names (`dns`).
 
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use culvert_protocol::{Overlap, Problem, code};
 use ipnet::IpNet;
@@ -20,6 +20,8 @@ mod imp;
 mod imp;
 #[cfg(any(target_os = "macos", test))]
 mod message;
+#[cfg(any(target_os = "macos", test))]
+mod prefixes;
 
 /// What to send into the tunnel, in full; the same for every platform.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,6 +55,16 @@ impl Plan {
     /// True when the plan wants all traffic in the tunnel, so that nothing may leak beside it.
     pub fn is_full(&self) -> bool {
         self.is_full_v4() || self.routes.iter().any(|net| net.prefix_len() == 0)
+    }
+
+    /// This end's inner addresses of the families whose traffic goes into the tunnel as a whole.
+    pub fn whole(&self) -> Vec<IpAddr> {
+        let carried = self.carried();
+        let is_whole = |address: &IpAddr| {
+            carried.iter().any(|net| net.prefix_len() == 0 && net.addr().is_ipv4() == address.is_ipv4())
+        };
+        let own = [Some(IpAddr::V4(self.ipv4)), self.ipv6.map(IpAddr::V6)];
+        own.into_iter().flatten().filter(is_whole).collect()
     }
 
     /// The destinations that really go in: families that this end has an address for.
@@ -151,6 +163,9 @@ pub enum RouteError {
     /// Our routing table holds routes that we did not make.
     #[error("routing table {0} is already used by another program")]
     TableTaken(u32),
+    /// A route that we need is another program's (macOS: there is only one table).
+    #[error("another program already routes {0}")]
+    Taken(IpNet),
     /// The tunnel interface does not exist.
     #[error("there is no interface {0}")]
     NoInterface(String),
@@ -173,6 +188,7 @@ impl RouteError {
         let sentence = |code| Problem::new(code).because(capital(&self.to_string()));
         match self {
             Self::Overlap { .. } => sentence(code::OVERLAP),
+            Self::Taken(_) => sentence(code::CONFLICT).hint("Disconnect the other VPN, then connect again"),
             Self::TableTaken(_) => sentence(code::CONFLICT)
                 .hint("Stop the other program, or give this helper another mark (culvert-helper run --fwmark)"),
             Self::Kernel { error, .. } if error.kind() == io::ErrorKind::PermissionDenied => {

@@ -1,27 +1,28 @@
-//! macOS: halves of the default routes (they go before it, and configd leaves them alone) and the gateway's networks
-//! through the utun, by the routing socket (route(4)).
+//! macOS: routes into the utun by PF_ROUTE messages (route(4)).
 //!
-//! Routes through the utun vanish with it, so only those that are not are journaled. Local networks stay local by
-//! their longer prefixes; the tunnel's own sockets are bound to the interface below (`outside`), so that no host route
-//! to the gateway is needed.
-#![allow(unsafe_code, reason = "socket(2) for PF_ROUTE has no safe wrapper in the crates we use")]
+//! Nothing here needs a journal: the kernel removes an interface's addresses and every route through it when its
+//! descriptor is closed (XNU `if_utun.c`), and every route of ours leads through it. While the interface goes on they
+//! are removed one by one, and only while they lead into it: the kernel itself looks at the destination alone, and
+//! would remove another program's.
+#![allow(unsafe_code, reason = "if_nametoindex has no safe wrapper in the crates we use")]
 
-use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::FromRawFd;
 use std::time::Duration;
 
-use culvert_tunnel::device::macos::add_address;
+use culvert_tunnel::device::macos::{add_address, set_mtu};
 use ipnet::IpNet;
-use socket2::SockRef;
+use rustix::io::Errno;
+use socket2::{Domain, Socket, Type};
 
-use super::message::{self, Via, halves};
+use super::message::{self, Heard, LONGEST_BYTES};
+use super::prefixes::{Through, through};
 use super::{LocalNet, Plan, RouteError};
-use crate::journal::{Change, Entry, Journal};
-use crate::underlay::primary;
+use crate::journal::{Change, Journal};
 
-/// For the kernel's answer, which it gives at once.
-const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+/// For an answer, which the kernel gives before the question returns.
+const ANSWER_WITHIN: Duration = Duration::from_secs(1);
+/// Messages to others that may come before it.
+const OTHERS: usize = 1000;
 
 /// What is in force.
 #[derive(Debug)]
@@ -29,42 +30,40 @@ pub(super) struct Routes {
     device: String,
     index: u32,
     note: Option<String>,
-    made: Vec<(Entry, Change)>,
+    made: Vec<IpNet>,
 }
 
 impl Routes {
-    pub(super) async fn apply(plan: &Plan, journal: &mut Journal) -> Result<Self, RouteError> {
+    #[allow(clippy::unused_async, reason = "the same on every platform; here the kernel answers at once")]
+    pub(super) async fn apply(plan: &Plan, _journal: &mut Journal) -> Result<Self, RouteError> {
         let index = index(&plan.device)?;
         let (note, preferred) = plan.settle(&local_networks(&plan.device))?;
         let mut routes = Self { device: plan.device.clone(), index, note, made: Vec::new() };
-        if let Err(error) = routes.make(plan, &preferred, journal) {
-            if let Err(second) = routes.undo(journal).await {
-                tracing::error!(error = %second, "what was done could not be undone");
-            }
-            return Err(error);
-        }
+        routes.make(plan, &preferred)?;
         Ok(routes)
     }
 
-    fn make(&mut self, plan: &Plan, preferred: &[IpNet], journal: &mut Journal) -> Result<(), RouteError> {
-        add_address(&plan.device, plan.ipv4.into()).map_err(|error| kernel("adding the inner address", error))?;
-        if let Some(ipv6) = plan.ipv6 {
-            add_address(&plan.device, ipv6.into()).map_err(|error| kernel("adding the inner address", error))?;
+    fn make(&mut self, plan: &Plan, preferred: &[IpNet]) -> Result<(), RouteError> {
+        set_mtu(&self.device, plan.mtu_bytes).map_err(|error| kernel("setting the interface's MTU", error))?;
+        let own = std::iter::once(plan.ipv4.into()).chain(plan.ipv6.map(Into::into));
+        for address in own {
+            add_address(&self.device, address).map_err(|error| kernel("adding the inner address", error))?;
         }
-        self.set_mtu_now(plan.mtu_bytes)?;
-        let mut socket = Socket::open()?;
-        let beside = beside(plan);
-        if !beside.is_empty() {
-            let change = Change::Routes { destinations: beside.iter().map(|(net, _)| *net).collect() };
-            let entry = journal.record(change.clone())?;
-            self.made.push((entry, change));
-        }
-        for (net, via) in beside {
-            socket.change(&message::add(net, via, socket.next()), "adding a route")?;
-        }
-        let through = Via::Interface(u16::try_from(self.index).unwrap_or_default());
-        for net in inside(plan, preferred) {
-            socket.change(&message::add(net, through, socket.next()), "adding a route")?;
+        let index = self.short_index()?;
+        let mut socket = RouteSocket::open().map_err(|error| kernel("opening a routing socket", error))?;
+        for Through { destination, refused } in through(plan, preferred) {
+            match socket.add(destination, index, refused) {
+                Ok(()) => {}
+                // Adding the inner address made it, or another program has it.
+                Err(error) if error.raw_os_error() == Some(Errno::EXIST.raw_os_error()) => {
+                    let leads = socket.get(destination).map_err(|error| kernel("reading a route", error))?;
+                    if leads != Some(index) {
+                        return Err(RouteError::Taken(destination));
+                    }
+                }
+                Err(error) => return Err(kernel("adding a route", error)),
+            }
+            self.made.push(destination);
         }
         Ok(())
     }
@@ -77,75 +76,54 @@ impl Routes {
         self.index
     }
 
+    #[allow(clippy::unused_async, reason = "the same on every platform; here the kernel answers at once")]
     pub(super) async fn set_mtu(&self, mtu_bytes: u16) -> Result<(), RouteError> {
-        self.set_mtu_now(mtu_bytes)
+        set_mtu(&self.device, mtu_bytes).map_err(|error| kernel("setting the interface's MTU", error))
     }
 
-    fn set_mtu_now(&self, mtu_bytes: u16) -> Result<(), RouteError> {
-        culvert_tunnel::device::macos::set_mtu(&self.device, mtu_bytes)
-            .map_err(|error| kernel("setting the interface's MTU", error))
+    #[allow(clippy::unused_async, reason = "the same on every platform; here the kernel answers at once")]
+    pub(super) async fn undo(mut self, _journal: &mut Journal) -> Result<(), RouteError> {
+        self.remove()
     }
 
-    pub(super) async fn undo(mut self, journal: &mut Journal) -> Result<(), RouteError> {
-        while let Some((entry, change)) = self.made.last() {
-            undo(change).await?;
-            journal.strike(*entry)?;
+    fn remove(&mut self) -> Result<(), RouteError> {
+        // The interface is gone, or is another one by now: our routes went with ours.
+        if self.made.is_empty() || index(&self.device).ok() != Some(self.index) {
+            self.made.clear();
+            return Ok(());
+        }
+        let index = self.short_index()?;
+        let mut socket = RouteSocket::open().map_err(|error| kernel("opening a routing socket", error))?;
+        while let Some(destination) = self.made.last().copied() {
+            if socket.get(destination).map_err(|error| kernel("reading a route", error))? == Some(index) {
+                socket.delete(destination).map_err(|error| kernel("deleting a route", error))?;
+            }
             self.made.pop();
         }
         Ok(())
+    }
+
+    /// Messages name interfaces by 16 bits.
+    fn short_index(&self) -> Result<u16, RouteError> {
+        u16::try_from(self.index).map_err(|_| kernel("naming the interface", io::ErrorKind::InvalidInput.into()))
     }
 }
 
 impl Drop for Routes {
     fn drop(&mut self) {
-        for (_, change) in std::mem::take(&mut self.made).iter().rev() {
-            if let Err(error) = remove(change) {
-                tracing::error!(%error, "routes could not be undone; the next start tries again");
-            }
+        if let Err(error) = self.remove() {
+            tracing::error!(%error, "routes could not be undone; they go with the tunnel interface");
         }
     }
 }
 
-/// Undoes one journaled change. Repeating it does no harm.
-pub(super) async fn undo(change: &Change) -> Result<(), RouteError> {
-    remove(change)
-}
-
-fn remove(change: &Change) -> Result<(), RouteError> {
-    let Change::Routes { destinations } = change else { return Ok(()) };
-    let mut socket = Socket::open()?;
-    for net in destinations {
-        socket.change(&message::delete(*net, socket.next()), "deleting a route")?;
-    }
+/// Changes that only Linux makes: a journal is not carried from one system to another.
+#[allow(clippy::unused_async, reason = "the same on every platform")]
+pub(super) async fn undo(_change: &Change) -> Result<(), RouteError> {
     Ok(())
 }
 
-/// Destinations that go through the tunnel: a default route in halves, and a preferred network in halves as well, so
-/// that it goes before the local one.
-fn inside(plan: &Plan, preferred: &[IpNet]) -> Vec<IpNet> {
-    let mut nets: Vec<IpNet> = plan
-        .carried()
-        .into_iter()
-        .flat_map(|net| if net.prefix_len() == 0 { halves(net) } else { vec![net] })
-        .chain(preferred.iter().copied().flat_map(halves))
-        .collect();
-    nets.sort();
-    nets.dedup();
-    nets
-}
-
-/// Destinations that do not: excluded ones, to the network's own router, and IPv6 that nobody carries.
-fn beside(plan: &Plan) -> Vec<(IpNet, Via)> {
-    let network = primary();
-    let router = |net: &IpNet| {
-        let primary = network.as_ref()?;
-        if net.addr().is_ipv4() { primary.router_v4.map(Into::into) } else { primary.router_v6.map(Into::into) }
-    };
-    let excluded = plan.excluded.iter().filter_map(|net| Some((net.trunc(), Via::Router(router(net)?))));
-    let refused = plan.refuses_v6().then(|| halves(IpNet::V6(ipnet::Ipv6Net::default()))).unwrap_or_default();
-    excluded.chain(refused.into_iter().map(|net| (net, Via::Nowhere))).collect()
-}
-
+/// Networks that this machine reaches by itself.
 fn local_networks(ours: &str) -> Vec<LocalNet> {
     let interfaces = if_addrs::get_if_addrs().unwrap_or_default();
     let local = interfaces.into_iter().filter(|interface| !interface.is_loopback() && interface.name != ours);
@@ -169,56 +147,66 @@ fn index(device: &str) -> Result<u32, RouteError> {
     if index == 0 { Err(gone()) } else { Ok(index) }
 }
 
-fn kernel(doing: &'static str, error: io::Error) -> RouteError {
-    RouteError::Kernel { doing, error }
+/// A socket to the kernel's routing table.
+struct RouteSocket {
+    socket: Socket,
+    sequence: i32,
 }
 
-/// A routing socket.
-struct Socket {
-    file: File,
-    seq: std::cell::Cell<i32>,
-}
+impl RouteSocket {
+    fn open() -> io::Result<Self> {
+        let socket = Socket::new(Domain::from(libc::PF_ROUTE), Type::RAW, None)?;
+        socket.set_cloexec(true)?;
+        socket.set_read_timeout(Some(ANSWER_WITHIN))?;
+        Ok(Self { socket, sequence: 0 })
+    }
 
-impl Socket {
-    fn open() -> Result<Self, RouteError> {
-        // SAFETY: takes numbers, and returns a descriptor of ours or an error.
-        let fd = unsafe { libc::socket(libc::PF_ROUTE, libc::SOCK_RAW, libc::AF_UNSPEC) };
-        if fd < 0 {
-            return Err(kernel("opening a routing socket", io::Error::last_os_error()));
+    fn add(&mut self, destination: IpNet, interface: u16, refused: bool) -> io::Result<()> {
+        let sequence = self.next();
+        self.say(&message::add(destination, interface, refused, sequence))
+    }
+
+    /// One that is gone already is no error.
+    fn delete(&mut self, destination: IpNet) -> io::Result<()> {
+        let sequence = self.next();
+        match self.say(&message::delete(destination, sequence)) {
+            Err(error) if error.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => Ok(()),
+            done => done,
         }
-        // SAFETY: the descriptor is open, and nobody else's.
-        let file = unsafe { File::from_raw_fd(fd) };
-        let patience = SockRef::from(&file).set_read_timeout(Some(ANSWER_WITHIN));
-        patience.map_err(|error| kernel("opening a routing socket", error))?;
-        Ok(Self { file, seq: std::cell::Cell::new(0) })
     }
 
-    fn next(&self) -> i32 {
-        self.seq.set(self.seq.get() + 1);
-        self.seq.get()
-    }
-
-    /// One change; one that is there already, or gone already, is no error.
-    fn change(&mut self, message: &[u8], doing: &'static str) -> Result<(), RouteError> {
-        let benign = [libc::EEXIST, libc::ESRCH];
-        match self.file.write_all(message) {
-            // The kernel refuses in write(2) itself what it also refuses in its answer.
-            Err(error) if error.raw_os_error().is_some_and(|number| benign.contains(&number)) => return Ok(()),
-            Err(error) => return Err(kernel(doing, error)),
+    /// Through which interface exactly this route leads; `None` when there is none.
+    fn get(&mut self, destination: IpNet) -> io::Result<Option<u16>> {
+        let sequence = self.next();
+        match self.say(&message::get(destination, sequence)) {
             Ok(()) => {}
+            Err(error) if error.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => return Ok(None),
+            Err(error) => return Err(error),
         }
-        let (pid, seq) = (std::process::id().cast_signed(), self.seq.get());
-        let mut bytes = [0; 2048];
-        // Other programs' messages come between, but not for ever.
-        for _ in 0..256 {
-            let len = self.file.read(&mut bytes).map_err(|error| kernel(doing, error))?;
-            match message::answer(&bytes[..len], pid, seq) {
-                None => {}
-                Some(0) => return Ok(()),
-                Some(number) if benign.contains(&number) => return Ok(()),
-                Some(number) => return Err(kernel(doing, io::Error::from_raw_os_error(number))),
+        let pid = rustix::process::getpid().as_raw_nonzero().get();
+        let mut bytes = [0; LONGEST_BYTES];
+        for _ in 0..OTHERS {
+            let len = (&self.socket).read(&mut bytes)?;
+            if let Some(heard) = Heard::parse(&bytes[..len])
+                && heard.is_answer(pid, sequence)
+            {
+                return Ok(Some(heard.interface));
             }
         }
-        Err(kernel(doing, io::ErrorKind::TimedOut.into()))
+        Err(io::ErrorKind::TimedOut.into())
     }
+
+    /// The kernel's answer is the write's.
+    fn say(&mut self, message: &[u8]) -> io::Result<()> {
+        (&self.socket).write(message).map(drop)
+    }
+
+    fn next(&mut self) -> i32 {
+        self.sequence += 1;
+        self.sequence
+    }
+}
+
+fn kernel(doing: &'static str, error: io::Error) -> RouteError {
+    RouteError::Kernel { doing, error }
 }

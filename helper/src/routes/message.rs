@@ -1,177 +1,266 @@
-//! Messages of macOS's routing socket, route(4): what is written to change a route. Pure, bytes only.
+//! Messages of macOS's routing socket (route(4)). Pure: tested on Linux byte by byte.
 //!
-//! Layouts from XNU `bsd/net/route.h` (`rt_msghdr`, 92 bytes) and `bsd/net/if_dl.h`; numbers are in the machine's byte
-//! order, addresses in the network's. Socket addresses follow the header in the order of the `RTA_` bits, each padded
-//! to four bytes.
+//! A message is a `struct rt_msghdr` and then one `sockaddr` for each bit of `rtm_addrs`, in the order of the bits,
+//! each padded to four bytes. Numbers are the machine's own, addresses in network order. Layouts and constants: XNU
+//! `bsd/net/route.h`, `bsd/net/if_dl.h`, `bsd/netinet/in.h`.
 
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-/// `struct rt_msghdr`.
-const HEADER_BYTES: usize = 92;
+/// `sizeof(struct rt_msghdr)`.
+pub(super) const HEADER_BYTES: usize = 92;
+/// Longer than any message that is read here.
+pub(super) const LONGEST_BYTES: usize = 2048;
+
 const RTM_VERSION: u8 = 5;
 const RTM_ADD: u8 = 1;
 const RTM_DELETE: u8 = 2;
-const RTA_DST: i32 = 1;
-const RTA_GATEWAY: i32 = 2;
-const RTA_NETMASK: i32 = 4;
+const RTM_GET: u8 = 4;
+
 const RTF_UP: i32 = 0x1;
-const RTF_GATEWAY: i32 = 0x2;
+const RTF_HOST: i32 = 0x4;
 const RTF_REJECT: i32 = 0x8;
 const RTF_STATIC: i32 = 0x800;
+
+const RTA_DST: i32 = 0x1;
+const RTA_GATEWAY: i32 = 0x2;
+const RTA_NETMASK: i32 = 0x4;
+const RTA_IFP: i32 = 0x10;
+
 const AF_INET: u8 = 2;
 const AF_LINK: u8 = 18;
 const AF_INET6: u8 = 30;
 
-/// Where packets go.
+/// Asks for a route to `destination` through the interface with this number, or, with `refuse`, that the kernel
+/// refuses what goes there for as long as that interface exists.
+pub(super) fn add(destination: IpNet, interface: u16, refuse: bool, sequence: i32) -> Vec<u8> {
+    let refusal = if refuse { RTF_REJECT } else { 0 };
+    Message::to(RTM_ADD, destination, sequence).flags(RTF_UP | RTF_STATIC | refusal).gateway(interface).finish()
+}
+
+/// Asks that exactly this route be removed. The kernel does not look through which interface it leads.
+pub(super) fn delete(destination: IpNet, sequence: i32) -> Vec<u8> {
+    Message::to(RTM_DELETE, destination, sequence).finish()
+}
+
+/// Asks for exactly this route.
+pub(super) fn get(destination: IpNet, sequence: i32) -> Vec<u8> {
+    Message::to(RTM_GET, destination, sequence).interface_wanted().finish()
+}
+
+/// What a message says that the kernel sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Via {
-    /// Through the interface with this index.
-    Interface(u16),
-    /// To this router.
-    Router(IpAddr),
-    /// Nowhere: refused at once.
-    Nowhere,
+pub(super) struct Heard {
+    kind: u8,
+    /// The interface's number.
+    pub(super) interface: u16,
+    /// Who asked, if somebody did.
+    pub(super) pid: i32,
+    /// Which question.
+    pub(super) sequence: i32,
 }
 
-/// A message that adds a route. `seq` comes back in the kernel's answer.
-pub fn add(destination: IpNet, via: Via, seq: i32) -> Vec<u8> {
-    let flags = RTF_UP | RTF_STATIC;
-    let (flags, index, gateway) = match via {
-        Via::Interface(index) => (flags, index, link(index)),
-        Via::Router(router) => (flags | RTF_GATEWAY, 0, address(router)),
-        // route(8) wants a gateway here, and takes this machine itself.
-        Via::Nowhere => (flags | RTF_GATEWAY | RTF_REJECT, 0, address(loopback(destination))),
-    };
-    message(
-        RTM_ADD,
-        flags,
-        index,
-        RTA_DST | RTA_GATEWAY | RTA_NETMASK,
-        seq,
-        &[address(destination.network()), gateway, address(destination.netmask())],
-    )
+impl Heard {
+    /// `None` for what is no message of this version.
+    pub(super) fn parse(bytes: &[u8]) -> Option<Self> {
+        // Messages about interfaces and addresses are shorter, and begin in the same way.
+        let (length, version, kind) = (u16::from_ne_bytes(take(bytes, 0)?), *bytes.get(2)?, *bytes.get(3)?);
+        if version != RTM_VERSION || usize::from(length) > bytes.len() {
+            return None;
+        }
+        let number = |at| take(bytes, at).map_or(0, i32::from_ne_bytes);
+        Some(Self { kind, interface: u16::from_ne_bytes(take(bytes, 4)?), pid: number(16), sequence: number(20) })
+    }
+
+    /// True for the answer to [`get`].
+    pub(super) fn is_answer(&self, pid: i32, sequence: i32) -> bool {
+        self.kind == RTM_GET && self.pid == pid && self.sequence == sequence
+    }
 }
 
-/// A message that deletes whatever route there is to a destination.
-pub fn delete(destination: IpNet, seq: i32) -> Vec<u8> {
-    message(
-        RTM_DELETE,
-        RTF_STATIC,
-        0,
-        RTA_DST | RTA_NETMASK,
-        seq,
-        &[address(destination.network()), address(destination.netmask())],
-    )
+fn take<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
+    bytes.get(at..at + N)?.try_into().ok()
 }
 
-/// What the kernel says of message `seq` of process `pid`: its error number, 0 for success; `None` for other messages.
-pub fn answer(bytes: &[u8], pid: i32, seq: i32) -> Option<i32> {
-    let number = |at: usize| Some(i32::from_ne_bytes(*bytes.get(at..at + 4)?.first_chunk()?));
-    let is_ours = number(16)? == pid && number(20)? == seq && *bytes.get(2)? == RTM_VERSION;
-    if is_ours { number(24) } else { None }
+/// A message under way: the header's fields, and the addresses so far.
+struct Message {
+    kind: u8,
+    sequence: i32,
+    flags: i32,
+    which: i32,
+    destination: Vec<u8>,
+    gateway: Vec<u8>,
+    mask: Vec<u8>,
+    interface: Vec<u8>,
 }
 
-/// The two halves of a network, which go before it: longer prefixes win.
-pub fn halves(net: IpNet) -> Vec<IpNet> {
-    net.subnets(net.prefix_len().saturating_add(1)).map_or_else(|_| vec![net], Iterator::collect)
-}
+impl Message {
+    fn to(kind: u8, destination: IpNet, sequence: i32) -> Self {
+        let destination = destination.trunc();
+        let is_host = destination.prefix_len() == destination.max_prefix_len();
+        // A host's route with a mask would be shadowed by the kernel's own clones of it.
+        let (flags, which, mask) = if is_host {
+            (RTF_HOST, RTA_DST, vec![])
+        } else {
+            (0, RTA_DST | RTA_NETMASK, address(destination.netmask()))
+        };
+        let destination = address(destination.network());
+        Self { kind, sequence, flags, which, destination, gateway: vec![], mask, interface: vec![] }
+    }
 
-fn message(kind: u8, flags: i32, index: u16, addresses: i32, seq: i32, parts: &[Vec<u8>]) -> Vec<u8> {
-    let body: usize = parts.iter().map(Vec::len).sum();
-    let mut bytes = vec![0; HEADER_BYTES];
-    // A message has three addresses at most.
-    bytes[0..2].copy_from_slice(&((HEADER_BYTES + body) as u16).to_ne_bytes());
-    (bytes[2], bytes[3]) = (RTM_VERSION, kind);
-    bytes[4..6].copy_from_slice(&index.to_ne_bytes());
-    bytes[8..12].copy_from_slice(&flags.to_ne_bytes());
-    bytes[12..16].copy_from_slice(&addresses.to_ne_bytes());
-    bytes[20..24].copy_from_slice(&seq.to_ne_bytes());
-    bytes.extend(parts.iter().flatten());
-    bytes
+    fn flags(mut self, flags: i32) -> Self {
+        self.flags |= flags;
+        self
+    }
+
+    fn gateway(mut self, interface: u16) -> Self {
+        self.which |= RTA_GATEWAY;
+        self.gateway = link(interface);
+        self
+    }
+
+    fn interface_wanted(mut self) -> Self {
+        self.which |= RTA_IFP;
+        self.interface = link(0);
+        self
+    }
+
+    fn finish(self) -> Vec<u8> {
+        let mut bytes = vec![0; HEADER_BYTES];
+        for address in [&self.destination, &self.gateway, &self.mask, &self.interface] {
+            bytes.extend(address); // each a multiple of four
+        }
+        let length = u16::try_from(bytes.len()).unwrap_or(u16::MAX); // four addresses at most
+        bytes[0..2].copy_from_slice(&length.to_ne_bytes());
+        (bytes[2], bytes[3]) = (RTM_VERSION, self.kind);
+        bytes[8..12].copy_from_slice(&self.flags.to_ne_bytes());
+        bytes[12..16].copy_from_slice(&self.which.to_ne_bytes());
+        bytes[20..24].copy_from_slice(&self.sequence.to_ne_bytes()); // the kernel fills in who asks
+        bytes
+    }
 }
 
 /// `struct sockaddr_in` (16 bytes) or `struct sockaddr_in6` (28).
 fn address(address: IpAddr) -> Vec<u8> {
     match address {
-        IpAddr::V4(v4) => [&[16, AF_INET, 0, 0][..], &v4.octets(), &[0; 8]].concat(),
-        IpAddr::V6(v6) => [&[28, AF_INET6, 0, 0, 0, 0, 0, 0][..], &v6.octets(), &[0; 4]].concat(),
+        IpAddr::V4(v4) => {
+            let mut bytes = vec![16, AF_INET, 0, 0];
+            bytes.extend(v4.octets());
+            bytes.resize(16, 0);
+            bytes
+        }
+        IpAddr::V6(v6) => {
+            let mut bytes = vec![28, AF_INET6, 0, 0, 0, 0, 0, 0];
+            bytes.extend(v6.octets());
+            bytes.resize(28, 0);
+            bytes
+        }
     }
 }
 
-/// `struct sockaddr_dl` (20 bytes) that names an interface by its index alone.
-fn link(index: u16) -> Vec<u8> {
-    [&[20, AF_LINK][..], &index.to_ne_bytes(), &[0; 16]].concat()
-}
-
-fn loopback(destination: IpNet) -> IpAddr {
-    match destination {
-        IpNet::V4(_) => IpAddr::V4(std::net::Ipv4Addr::LOCALHOST),
-        IpNet::V6(_) => IpAddr::V6(std::net::Ipv6Addr::LOCALHOST),
-    }
+/// `struct sockaddr_dl` (20 bytes) that names an interface by its number.
+fn link(interface: u16) -> Vec<u8> {
+    let mut bytes = vec![20, AF_LINK];
+    bytes.extend(interface.to_ne_bytes());
+    bytes.resize(20, 0);
+    bytes
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
-    fn a_route_through_an_interface_has_its_index_twice_and_no_gateway_flag() {
-        let bytes = add("128.0.0.0/1".parse().unwrap(), Via::Interface(7), 42);
-        assert_eq!(bytes.len(), 92 + 16 + 20 + 16);
-        assert_eq!(bytes[0..2], 144_u16.to_ne_bytes());
-        assert_eq!(bytes[2..4], [5, 1]);
-        assert_eq!(bytes[4..6], 7_u16.to_ne_bytes());
-        assert_eq!(bytes[8..12], 0x801_i32.to_ne_bytes());
-        assert_eq!(bytes[12..16], 7_i32.to_ne_bytes());
-        assert_eq!(bytes[20..24], 42_i32.to_ne_bytes());
-        assert_eq!(bytes[92..108], [16, 2, 0, 0, 128, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
-        assert_eq!(bytes[108..110], [20, 18]);
-        assert_eq!(bytes[110..112], 7_u16.to_ne_bytes());
-        assert_eq!(bytes[128..136], [16, 2, 0, 0, 128, 0, 0, 0]);
+    fn half_of_all_addresses_through_the_tunnel() {
+        let bytes = add(net("128.0.0.0/1"), 21, false, 7);
+        #[rustfmt::skip]
+        let expected = [
+            // Length, version, RTM_ADD; interface, padding; UP|STATIC; DST|GATEWAY|NETMASK.
+            144, 0, 5, 1,  0, 0, 0, 0,  0x01, 8, 0, 0,  7, 0, 0, 0,
+            // Pid, sequence, errno, use, inits.
+            0, 0, 0, 0,  7, 0, 0, 0,  0, 0, 0, 0,  0, 0, 0, 0,  0, 0, 0, 0,
+        ];
+        assert_eq!(bytes[..36], expected);
+        assert_eq!(bytes[36..HEADER_BYTES], [0; 56], "no metrics");
+        #[rustfmt::skip]
+        let addresses = [
+            16, 2, 0, 0,  128, 0, 0, 0,  0, 0, 0, 0, 0, 0, 0, 0,
+            20, 18, 21, 0,  0, 0, 0, 0,  0, 0, 0, 0,  0, 0, 0, 0,  0, 0, 0, 0,
+            16, 2, 0, 0,  128, 0, 0, 0,  0, 0, 0, 0, 0, 0, 0, 0,
+        ];
+        assert_eq!(bytes[HEADER_BYTES..], addresses);
     }
 
     #[test]
-    fn a_refused_network_is_rejected_by_this_machine() {
-        let bytes = add("8000::/1".parse().unwrap(), Via::Nowhere, 1);
-        assert_eq!(bytes.len(), 92 + 3 * 28);
-        assert_eq!(bytes[8..12], 0x80B_i32.to_ne_bytes());
-        assert_eq!(bytes[92..94], [28, 30]);
-        assert_eq!(bytes[100], 0x80);
-        let gateway = &bytes[120..148];
-        assert_eq!((gateway[0], gateway[23]), (28, 1), "::1");
-        assert_eq!(bytes[148 + 8], 0x80, "the mask of /1");
+    fn a_host_has_no_mask() {
+        let bytes = add(net("100.77.0.1/32"), 21, false, 1);
+        assert_eq!(bytes.len(), HEADER_BYTES + 16 + 20);
+        assert_eq!(i32::from_ne_bytes(take(&bytes, 8).unwrap()), RTF_UP | RTF_STATIC | RTF_HOST);
+        assert_eq!(i32::from_ne_bytes(take(&bytes, 12).unwrap()), RTA_DST | RTA_GATEWAY);
     }
 
     #[test]
-    fn a_route_is_deleted_by_its_destination() {
-        let bytes = delete("10.7.0.0/16".parse().unwrap(), 3);
-        assert_eq!(bytes.len(), 92 + 32);
-        assert_eq!(bytes[3], 2);
-        assert_eq!(bytes[12..16], 5_i32.to_ne_bytes());
-        assert_eq!(bytes[112..116], [255, 255, 0, 0]);
+    fn half_of_ipv6_refused_while_the_interface_exists() {
+        let bytes = add(net("8000::/1"), 21, true, 1);
+        assert_eq!(bytes.len(), HEADER_BYTES + 28 + 20 + 28);
+        assert_eq!(i32::from_ne_bytes(take(&bytes, 8).unwrap()), RTF_UP | RTF_STATIC | RTF_REJECT);
+        let destination = &bytes[HEADER_BYTES..HEADER_BYTES + 28];
+        assert_eq!((destination[0], destination[1], destination[8]), (28, 30, 0x80));
+        let mask = &bytes[HEADER_BYTES + 48..];
+        assert_eq!((mask[0], mask[1], mask[8], mask[9]), (28, 30, 0x80, 0));
     }
 
     #[test]
-    fn only_the_answer_to_our_own_message_counts() {
-        let mut bytes = add("10.0.0.0/8".parse().unwrap(), Via::Router("192.0.2.1".parse().unwrap()), 9);
-        bytes[16..20].copy_from_slice(&77_i32.to_ne_bytes());
-        bytes[24..28].copy_from_slice(&17_i32.to_ne_bytes());
-        assert_eq!(answer(&bytes, 77, 9), Some(17));
-        assert_eq!(answer(&bytes, 77, 8), None);
-        assert_eq!(answer(&bytes, 78, 9), None);
-        for cut in 0..28 {
-            assert_eq!(answer(&bytes[..cut], 77, 9), None, "cut at {cut}");
+    fn a_removal_names_the_route_and_nothing_else() {
+        let bytes = delete(net("10.7.0.0/16"), 3);
+        assert_eq!((bytes.len(), bytes[3]), (HEADER_BYTES + 32, RTM_DELETE));
+        assert_eq!(bytes[HEADER_BYTES + 4..HEADER_BYTES + 8], [10, 7, 0, 0]);
+        assert_eq!(bytes[HEADER_BYTES + 20..HEADER_BYTES + 24], [255, 255, 0, 0]);
+    }
+
+    #[test]
+    fn a_question_asks_for_the_interface_too() {
+        let bytes = get(net("fd00:77::/64"), 5);
+        assert_eq!(bytes.len(), HEADER_BYTES + 28 + 28 + 20);
+        assert_eq!(i32::from_ne_bytes(take(&bytes, 12).unwrap()), RTA_DST | RTA_NETMASK | RTA_IFP);
+        assert_eq!(bytes[bytes.len() - 20..][..2], [20, AF_LINK]);
+    }
+
+    #[test]
+    fn an_answer_is_told_from_those_to_others() {
+        let mut bytes = get(net("0.0.0.0/1"), 5);
+        bytes[4..6].copy_from_slice(&21u16.to_ne_bytes());
+        bytes[16..20].copy_from_slice(&4711i32.to_ne_bytes());
+        let heard = Heard::parse(&bytes).unwrap();
+        assert!(heard.is_answer(4711, 5) && heard.interface == 21);
+        assert!(!heard.is_answer(4711, 6) && !heard.is_answer(4712, 5));
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_the_kernel_sends_is_read_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = Heard::parse(&bytes);
+        }
+
+        #[test]
+        fn every_message_is_as_long_as_it_says_and_aligned(bits: u128, length in 0..=128u8, v4: bool) {
+            let destination = if v4 {
+                IpNet::new(std::net::Ipv4Addr::from(bits as u32).into(), length.min(32)).unwrap()
+            } else {
+                IpNet::new(std::net::Ipv6Addr::from(bits).into(), length).unwrap()
+            };
+            for bytes in [add(destination, 9, false, 1), delete(destination, 1), get(destination, 1)] {
+                prop_assert_eq!(usize::from(u16::from_ne_bytes(take(&bytes, 0).unwrap())), bytes.len());
+                prop_assert_eq!(bytes.len() % 4, 0);
+                prop_assert!(bytes.len() <= LONGEST_BYTES);
+                prop_assert!(Heard::parse(&bytes).is_some());
+            }
         }
     }
 
-    #[test]
-    fn halves_go_before_the_whole() {
-        let of = |net: &str| halves(net.parse().unwrap()).iter().map(ToString::to_string).collect::<Vec<_>>();
-        assert_eq!(of("0.0.0.0/0"), ["0.0.0.0/1", "128.0.0.0/1"]);
-        assert_eq!(of("::/0"), ["::/1", "8000::/1"]);
-        assert_eq!(of("192.168.1.0/24"), ["192.168.1.0/25", "192.168.1.128/25"]);
-        assert_eq!(of("192.0.2.7/32"), ["192.0.2.7/32"], "a host has none");
+    fn net(text: &str) -> IpNet {
+        text.parse().unwrap()
     }
 }
