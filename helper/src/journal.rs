@@ -10,7 +10,6 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 /// One change to the machine, and what was there before.
@@ -23,11 +22,6 @@ pub enum Change {
         table: u32,
         /// The firewall mark of the tunnel's own packets.
         fwmark: u32,
-    },
-    /// Routes of the main table that are not through the tunnel's interface, which would take them with it.
-    Routes {
-        /// Their destinations.
-        destinations: Vec<IpNet>,
     },
     /// A kernel parameter.
     Sysctl {

@@ -826,9 +826,7 @@ async fn clean_up(journal: &mut Journal) {
         let undone = match &change {
             Made::ResolverFile(file) => dns::undo_file(file).map_err(routes::RouteError::Journal),
             Made::Resolvconf { record } => dns::undo_resolvconf(record).map_err(routes::RouteError::Journal),
-            Made::PolicyRouting { .. } | Made::Routes { .. } | Made::Sysctl { .. } => {
-                routes::undo_leftover(&change).await
-            }
+            Made::PolicyRouting { .. } | Made::Sysctl { .. } => routes::undo_leftover(&change).await,
         };
         match undone.map(|()| journal.strike(entry)) {
             Ok(Ok(())) => {}

@@ -202,8 +202,7 @@ pub(super) async fn undo(change: &Change) -> Result<(), RouteError> {
             }
             Ok(())
         }
-        // The resolver's owner undoes these; routes of the main table are macOS's.
-        Change::ResolverFile(_) | Change::Resolvconf { .. } | Change::Routes { .. } => Ok(()),
+        Change::ResolverFile(_) | Change::Resolvconf { .. } => Ok(()), // the resolver's owner undoes it
     }
 }
 
