@@ -3,8 +3,9 @@
 #![cfg(target_os = "linux")]
 
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -275,6 +276,51 @@ async fn a_stopped_helper_takes_its_socket_with_it() {
 }
 
 #[tokio::test]
+async fn a_service_managers_socket_is_served_and_left_to_it_and_it_is_told_of_start_and_end() {
+    let mut helper = Helper::start();
+    helper.stop();
+    let path = helper.dir.path().join("manager.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let manager = UnixDatagram::bind(helper.dir.path().join("notify.sock")).unwrap();
+    manager.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let mut early = UnixStream::connect(&path).unwrap();
+    early.write_all(&hello()).unwrap(); // nobody serves it yet
+
+    let plain = helper.command();
+    // sd_listen_fds(3): descriptor 3, meant for the process with this id.
+    let hand_over = r#"exec 3<&0 </dev/null; LISTEN_FDS=1 LISTEN_PID=$$ exec "$@""#;
+    let mut command = Command::new("sh");
+    command.args(["-c", hand_over, "sh"]).arg(plain.get_program()).args(plain.get_args());
+    command.stdin(OwnedFd::from(listener.try_clone().unwrap()));
+    command.env("NOTIFY_SOCKET", helper.dir.path().join("notify.sock"));
+    helper.child = ready(command);
+
+    assert_eq!(told(&manager), "READY=1");
+    assert_eq!(told(&manager), "STATUS=not enrolled");
+    early.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let mut heard = vec![0; 4096];
+    let count = early.read(&mut heard).unwrap();
+    assert!(matches!(&events(&heard[..count])[..], [Event::Hello { .. }]), "a question from before the start");
+    Client::connect(&path, "test").await.unwrap();
+    assert!(!helper.socket.exists(), "it listens nowhere else");
+
+    helper.stop();
+    assert_eq!(told(&manager), "STOPPING=1");
+    assert!(path.exists(), "the socket is the service manager's");
+    UnixStream::connect(&path).expect("and who asks now waits for the next helper");
+}
+
+#[tokio::test]
+async fn a_socket_that_was_meant_for_another_process_is_left_alone() {
+    let mut helper = Helper::start();
+    helper.stop();
+    let mut command = helper.command();
+    command.env("LISTEN_FDS", "1").env("LISTEN_PID", "1");
+    helper.child = ready(command);
+    helper.client().await;
+}
+
+#[tokio::test]
 async fn a_damaged_profile_is_an_error_with_a_name_and_not_the_end() {
     let helper = Helper::start_with(&[profile("Acme", "127.0.0.1:9")]);
     std::fs::write(helper.dir.path().join("state/profiles/acme.json"), "{").unwrap();
@@ -311,6 +357,11 @@ impl Helper {
 
     fn restart(&mut self) {
         self.child = ready(self.command());
+    }
+
+    fn stop(&mut self) {
+        kill_process(Pid::from_child(&self.child), Signal::TERM).unwrap();
+        assert!(self.child.wait().unwrap().success());
     }
 
     fn command(&self) -> Command {
@@ -378,6 +429,13 @@ fn ready(mut command: Command) -> Child {
     }
     std::thread::spawn(move || lines.for_each(drop)); // so that its log never blocks it
     child
+}
+
+/// What a helper has told the service manager, one message at a time (sd_notify(3)).
+fn told(manager: &UnixDatagram) -> String {
+    let mut words = [0; 512];
+    let count = manager.recv(&mut words).expect("the service manager is told");
+    String::from_utf8_lossy(&words[..count]).trim().to_owned()
 }
 
 async fn next_state(client: &mut Client) -> State {
