@@ -101,19 +101,30 @@ check "systemd-analyze verify" "" "$(machine_in systemd-analyze verify culvert.s
 
 echo "- whoever sits at the machine"
 
-# A session at the screen, as a display manager opens it; there is no screen here, so it is made the active one.
-machine_in systemd-run --quiet --unit=seat --property=User=bob --property=PAMName=login --setenv=XDG_SEAT=seat0 \
-  --setenv=XDG_SESSION_TYPE=x11 --setenv=XDG_SESSION_CLASS=user sleep 300
-seated() { [ -n "$(machine_in loginctl list-sessions --no-legend | awk '$3 == "bob" && $4 == "seat0" {print $1}')" ]; }
-net_wait 10 "the session at the screen" seated
-session=$(machine_in loginctl list-sessions --no-legend | awk '$3 == "bob" {print $1}')
-machine_in loginctl activate "$session"
-check "the session is the active one" yes "$(machine_in loginctl show-session -p Active --value "$session")"
+# sit CLASS: a session of bob's at the screen, as a display manager opens it; there is no screen here, so it is made the
+# active one.
+sit() {
+  machine_in systemd-run --quiet --unit=seat --property=User=bob --property=PAMName=login --setenv=XDG_SEAT=seat0 \
+    --setenv=XDG_SESSION_TYPE=x11 --setenv=XDG_SESSION_CLASS="$1" sleep 300
+  net_wait 10 "the session at the screen" seated
+  machine_in loginctl activate "$(seat)"
+  check "a session of class $1 is the active one" "$1 yes" "$(machine_in loginctl show-session -p Class -p Active --value "$(seat)" | sort | paste -sd' ')"
+}
+seat() { machine_in loginctl list-sessions --no-legend | awk '$3 == "bob" && $4 == "seat0" {print $1}'; }
+seated() { [ -n "$(seat)" ]; }
+gone() { ! seated; }
+stand_up() {
+  machine_in systemctl stop seat
+  net_wait 10 "the end of the session at the screen" gone
+}
+sit greeter
+run bob settings get kill-switch
+check "who asks for passwords at the screen may change nothing" 8 $CODE
+stand_up
+sit user
 run bob settings get kill-switch
 check "whoever sits there may change things" "0 auto" "$CODE $OUT"
-machine_in systemctl stop seat
-gone() { ! seated; }
-net_wait 10 "the end of the session at the screen" gone
+stand_up
 run bob settings get kill-switch
 check "until he has logged out" 8 $CODE
 
