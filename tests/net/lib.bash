@@ -58,6 +58,11 @@ logs() {
 
 # The test's own commands.
 
+# Packages of Debian that scripts/setup --test fetches and nobody installs on this machine.
+debs=${CULVERT_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/culvert}/debs
+# has PACKAGE: true when its file is there.
+has() { compgen -G "$debs/$1_*.deb" >/dev/null && return; echo "     $1 is not in $debs, so it is left out"; return 1; }
+
 # run COMMAND...: standard output in OUT, standard error in ERR, exit code in CODE.
 run() {
   OUT=$("$@" 2>"$NET_DIR/err")

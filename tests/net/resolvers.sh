@@ -10,7 +10,6 @@ NET_TEST_SECONDS=240
 # shellcheck source=tests/net/lib.bash
 . "$(dirname "$0")/lib.bash"
 
-debs=${CULVERT_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/culvert}/debs
 # The links of these machines are theirs, not those of `ip netns exec`.
 rm -rf "/etc/netns/${NET_CLIENT:?}"
 
@@ -51,8 +50,6 @@ start() {
   nsenter -t "$MACHINE" -m -n -- chroot "$ROOT" "$@" >"$NET_DIR/$what.log" 2>&1 </dev/null &
   NET_PID=$!
 }
-# has PACKAGE: true when its file is there.
-has() { compgen -G "$debs/$1_*.deb" >/dev/null && return; echo "     $1 is not in $debs, so that machine is left out"; return 1; }
 
 # looked_up NAME: its address, as every program there would get it.
 looked_up() { in_machine getent ahostsv4 "$1" | awk 'NR == 1 {print $1}'; }

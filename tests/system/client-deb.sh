@@ -204,4 +204,38 @@ check "dpkg -P: no group" "" "$(grep culvert "$MACHINE/etc/group")"
 check "dpkg -P: no folder of the socket" "" "$(machine_in find /run -maxdepth 1 -name '*culvert*')"
 machine_stop
 check "dpkg -P: no file is left" none "$(changes "$NET_DIR/files.txt" files)"
+
+echo "- the programs that keep a resolver, asked from within the hardened unit"
+
+machine_boot "$NET_CLIENT"
+machine_in dpkg -i /root/culvert.deb >>"$NET_DIR/keeper.log" 2>&1
+run machine_in culvert enrol --name laptop - <<<"$(invitation anna)"
+check "enrol: exit code" 0 $CODE
+# keeper PACKAGE: installs it, as the keeper of the network's name server.
+keeper() {
+  has "$1" || return 1
+  cp "$debs/$1"_*.deb "$MACHINE/root/keeper.deb"
+  machine_in dpkg -i /root/keeper.deb >>"$NET_DIR/keeper.log" 2>&1
+}
+for package in resolvconf openresolv; do
+  keeper $package || continue
+  machine_in resolvconf -a eth0 <<<"nameserver $DNS_BEFORE"
+  before=$(machine_in cat /etc/resolv.conf)
+  run machine_in culvert connect --wait=15s
+  check "$package: connect: exit code" 0 $CODE
+  check "$package: the gateway's server comes first" "nameserver $DNS_PUSHED" "$(machine_in grep -m1 ^nameserver /etc/resolv.conf)"
+  machine_in culvert disconnect 2>/dev/null
+  check "$package: the resolver is as it was" "$before" "$(machine_in cat /etc/resolv.conf)"
+  machine_in dpkg -P $package >>"$NET_DIR/keeper.log" 2>&1
+done
+if keeper systemd-resolved; then
+  # Its user was unknown to the bus when that read its rules.
+  machine_in systemctl reload dbus
+  machine_in systemctl restart systemd-resolved
+  run machine_in culvert connect --wait=15s
+  check "systemd-resolved: connect: exit code" 0 $CODE
+  match "systemd-resolved: the tunnel's server is the gateway's" ": $DNS_PUSHED$" "$(machine_in resolvectl dns culvert0)"
+  machine_in culvert disconnect 2>/dev/null
+  check "systemd-resolved: and is forgotten" "" "$(machine_in resolvectl dns | grep culvert)"
+fi
 finish
