@@ -55,25 +55,23 @@ impl DnsGuard {
                 "This machine's resolver cannot look up only {domains} through the gateway, so all names are looked up there"
             ))
         };
-        {
-            let text = match fs::read(&wanted.file) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                text => text.unwrap_or_default(),
-            };
-            if resolved::is_asked(&wanted.file, &text) {
-                let link = resolved::Link::apply(wanted, index).await?;
-                return Ok(Self::of(Made::Resolved(link), None));
+        let text = match fs::read(&wanted.file) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            text => text.unwrap_or_default(),
+        };
+        if resolved::is_asked(&wanted.file, &text) {
+            let link = resolved::Link::apply(wanted, index).await?;
+            return Ok(Self::of(Made::Resolved(link), None));
+        }
+        if resolvconf::keeps(&wanted.file, &text) {
+            let record = resolvconf::record(&wanted.device);
+            let entry = journal.record(Change::Resolvconf { record: record.clone() })?;
+            let guard = Self::of(Made::Resolvconf { entry, record: record.clone() }, unrouted());
+            if let Err(error) = resolvconf::add(&record, wanted) {
+                let _ = guard.undo(journal).await; // the first error says more
+                return Err(error);
             }
-            if resolvconf::keeps(&wanted.file, &text) {
-                let record = resolvconf::record(&wanted.device);
-                let entry = journal.record(Change::Resolvconf { record: record.clone() })?;
-                let guard = Self::of(Made::Resolvconf { entry, record: record.clone() }, unrouted());
-                if let Err(error) = resolvconf::add(&record, wanted) {
-                    let _ = guard.undo(journal).await; // the first error says more
-                    return Err(error);
-                }
-                return Ok(guard);
-            }
+            return Ok(guard);
         }
         let (entry, change) = resolv_conf::apply(wanted, journal)?;
         let mut guard = Self::of(Made::File { entry, change }, unrouted());
