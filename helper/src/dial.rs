@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use culvert_protocol::{Code, Problem, code};
 use culvert_tunnel::close::{Close, Down, ECode};
-use culvert_tunnel::control::Refused;
+use culvert_tunnel::control::{self, FromClient, Hello, Refused};
 use culvert_tunnel::identity::Credential;
 use culvert_tunnel::shard::cid::CidKey;
 use culvert_tunnel::shard::engine::Role;
@@ -107,6 +107,15 @@ pub fn transport(credential: &Credential) -> Result<ClientTransport, Problem> {
     let authority = credential.chain().last().ok_or_else(|| Problem::new(code::UNKNOWN))?;
     ClientTransport::session(authority, credential.chain().to_vec(), credential.private_key(), Tuning::default())
         .map_err(|error| damaged(&error))
+}
+
+/// What a client says first.
+pub fn hello() -> FromClient {
+    FromClient::Hello(Hello {
+        version: control::VERSION,
+        client: concat!("culvert ", env!("CARGO_PKG_VERSION")).into(),
+        platform: std::env::consts::OS.into(),
+    })
 }
 
 /// The stored identity cannot be used.

@@ -125,6 +125,23 @@ pub struct LocalNet {
     pub interface: String,
 }
 
+/// The networks that this machine's interfaces are on, without link-local ones of IPv6 and without interfaces that are
+/// left out.
+pub fn local_networks(left_out: impl Fn(&str) -> bool) -> Vec<LocalNet> {
+    let interfaces = if_addrs::get_if_addrs().unwrap_or_default().into_iter();
+    let local = interfaces.filter(|interface| !interface.is_loopback() && !left_out(&interface.name));
+    local
+        .filter_map(|interface| {
+            let prefix = match &interface.addr {
+                if_addrs::IfAddr::V4(v4) => v4.prefixlen,
+                if_addrs::IfAddr::V6(v6) if !v6.ip.is_unicast_link_local() => v6.prefixlen,
+                if_addrs::IfAddr::V6(_) => return None,
+            };
+            Some(LocalNet { net: IpNet::new(interface.ip(), prefix).ok()?.trunc(), interface: interface.name })
+        })
+        .collect()
+}
+
 /// Two networks with the same addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Clash {

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use culvert_protocol::{Overlap, Problem, Step, Timestamp, code};
 use culvert_tunnel::close::{Close, Down};
-use culvert_tunnel::control::{self, FrameError, FromClient, FromServer, Hello, Welcome};
+use culvert_tunnel::control::{self, FrameError, FromClient, FromServer, Welcome};
 use culvert_tunnel::shard::RunningShard;
 use culvert_tunnel::shard::mailbox::{Command, Established, Event, Lease, LinkId};
 use culvert_tunnel::stats::{Drops, LinkStats};
@@ -449,12 +449,7 @@ impl Session {
         for other in others {
             self.close(other, "another address was faster").await;
         }
-        let hello = FromClient::Hello(Hello {
-            version: control::VERSION,
-            client: concat!("culvert ", env!("CARGO_PKG_VERSION")).into(),
-            platform: std::env::consts::OS.into(),
-        });
-        self.say(link, &hello).await;
+        self.say(link, &dial::hello()).await;
         let due = Instant::now() + WELCOME_WITHIN;
         self.attempt = Attempt::Waiting { established: Box::new(established), endpoint, due };
         Some(Input::Reached(Step::Welcome))

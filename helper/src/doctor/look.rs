@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use culvert_protocol::{Path, Problem, State, Timestamp, code};
 use culvert_tunnel::close::{Close, Down};
-use culvert_tunnel::control::{self, FromClient, FromServer, Hello};
+use culvert_tunnel::control::{self, FromServer};
 use culvert_tunnel::shard::RunningShard;
 use culvert_tunnel::shard::mailbox::{Command, Event, LinkId};
 use culvert_tunnel::transport::{ClientTransport, Tuning};
@@ -24,6 +24,7 @@ use crate::names::Names;
 use crate::outside;
 use crate::portal;
 use crate::profile::Profile;
+use crate::routes::{self, LocalNet};
 use crate::underlay::is_tunnel;
 
 /// For the addresses of the gateway's names.
@@ -97,13 +98,10 @@ pub async fn look(known: Known) -> Seen {
     let profile = known.profile.as_ref().and_then(|profile| profile.as_ref().ok());
     let network = network(known.fwmark);
     let has_network = !network.ways.is_empty();
-    let names = async {
-        match profile {
-            Some(profile) if has_network => names(profile, &known.names).await,
-            _ => (vec![], vec![]),
-        }
+    let (names, addresses) = match profile {
+        Some(profile) if has_network => names(profile, &known.names).await,
+        _ => (vec![], vec![]),
     };
-    let (names, addresses) = names.await;
     let asked = async {
         match (&known.link, profile) {
             (Some(link), _) => Asked {
@@ -166,25 +164,14 @@ fn access(profile: Option<&Result<Profile, Problem>>) -> Access {
             from: facts.not_before.into(),
             until: facts.not_after.into(),
         },
-        Err(error) => {
-            let sentence = format!("The stored identity cannot be used: {error}");
-            Access::Damaged(Problem::new(code::UNKNOWN).word("damaged_profile").because(sentence))
-        }
+        Err(error) => Access::Damaged(dial::damaged(&error)),
     }
 }
 
 fn network(fwmark: u32) -> Network {
     let interfaces = if_addrs::get_if_addrs().unwrap_or_default();
     let ways = ANYWHERE.iter().filter_map(|&to| way(to, Some(fwmark), &interfaces)).collect();
-    let local = interfaces.iter().filter(|interface| !interface.is_loopback() && !is_tunnel(&interface.name));
-    let local = local.filter_map(|interface| {
-        let prefix = match &interface.addr {
-            if_addrs::IfAddr::V4(v4) => v4.prefixlen,
-            if_addrs::IfAddr::V6(v6) if !v6.ip.is_unicast_link_local() => v6.prefixlen,
-            if_addrs::IfAddr::V6(_) => return None,
-        };
-        Some((IpNet::new(interface.ip(), prefix).ok()?.trunc(), interface.name.clone()))
-    });
+    let local = routes::local_networks(is_tunnel).into_iter().map(|LocalNet { net, interface }| (net, interface));
     Network { ways, local: local.collect() }
 }
 
@@ -325,8 +312,9 @@ async fn converse(
                 }
                 first = Some(established.link);
                 due = Instant::now() + if may_ask { DECISION_WITHIN } else { REFUSAL_WITHIN };
-                if may_ask {
-                    hello(shard, established.link).await;
+                if may_ask && let Ok(frame) = control::encode(&dial::hello()) {
+                    // Its silence says the rest.
+                    let _ = shard.handle.send(Command::Send { link: established.link, frame }).await;
                 }
             }
             Event::Frame { link, payload } if Some(link) == first => match control::decode::<FromServer>(&payload) {
@@ -351,17 +339,6 @@ async fn converse(
             }
             _ => {}
         }
-    }
-}
-
-async fn hello(shard: &RunningShard<Tun>, link: LinkId) {
-    let hello = FromClient::Hello(Hello {
-        version: control::VERSION,
-        client: concat!("culvert ", env!("CARGO_PKG_VERSION")).into(),
-        platform: std::env::consts::OS.into(),
-    });
-    if let Ok(frame) = control::encode(&hello) {
-        let _ = shard.handle.send(Command::Send { link, frame }).await; // its silence says the rest
     }
 }
 

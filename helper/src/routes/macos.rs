@@ -16,7 +16,7 @@ use socket2::{Domain, Socket, Type};
 
 use super::message::{self, Heard, LONGEST_BYTES};
 use super::prefixes::{Through, through};
-use super::{LocalNet, Plan, RouteError};
+use super::{Plan, RouteError, local_networks};
 use crate::journal::{Change, Journal};
 
 /// For an answer, which the kernel gives before the question returns.
@@ -37,7 +37,7 @@ impl Routes {
     #[allow(clippy::unused_async, reason = "the same on every platform; here the kernel answers at once")]
     pub(super) async fn apply(plan: &Plan, _journal: &mut Journal) -> Result<Self, RouteError> {
         let index = index(&plan.device)?;
-        let (note, preferred) = plan.settle(&local_networks(&plan.device))?;
+        let (note, preferred) = plan.settle(&local_networks(|name| name == plan.device))?;
         let mut routes = Self { device: plan.device.clone(), index, note, made: Vec::new() };
         routes.make(plan, &preferred)?;
         Ok(routes)
@@ -121,22 +121,6 @@ impl Drop for Routes {
 #[allow(clippy::unused_async, reason = "the same on every platform")]
 pub(super) async fn undo(_change: &Change) -> Result<(), RouteError> {
     Ok(())
-}
-
-/// Networks that this machine reaches by itself.
-fn local_networks(ours: &str) -> Vec<LocalNet> {
-    let interfaces = if_addrs::get_if_addrs().unwrap_or_default();
-    let local = interfaces.into_iter().filter(|interface| !interface.is_loopback() && interface.name != ours);
-    local
-        .filter_map(|interface| {
-            let prefix = match &interface.addr {
-                if_addrs::IfAddr::V4(v4) => v4.prefixlen,
-                if_addrs::IfAddr::V6(v6) if !v6.ip.is_unicast_link_local() => v6.prefixlen,
-                if_addrs::IfAddr::V6(_) => return None,
-            };
-            Some(LocalNet { net: IpNet::new(interface.ip(), prefix).ok()?.trunc(), interface: interface.name })
-        })
-        .collect()
 }
 
 fn index(device: &str) -> Result<u32, RouteError> {
