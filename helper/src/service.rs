@@ -16,34 +16,23 @@
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
-use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use culvert_protocol::{
-    Blocking, Certificate, Change, Check, CheckId, DOCTOR_WITHIN, Diagnosis, Dropped, Event, Finding, Gateway,
-    KillSwitch, Path as PathFacts, Problem, ProfileFacts, Protection, Request, SCHEMA, Secret, Settings as Chosen,
-    SettingsChange, State, Status, Timestamp, Traffic, code,
+    Change, Diagnosis, Event, KillSwitch, Problem, Request, Secret, Settings as Chosen, SettingsChange, State,
+    Timestamp, code,
 };
-use culvert_tunnel::stats::LinkStats;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::clock::{Slept, elapsed};
-use crate::dial::RESOLVE_WITHIN;
-use crate::dns;
-use crate::doctor::look::{Known, Link, look};
-use crate::doctor::{examine, well};
 use crate::enrol::enrol;
 use crate::guard::{Block, Guard, Opening};
-use crate::install::Installed;
-use crate::journal::{Change as Made, Journal};
+use crate::journal::Journal;
 use crate::manager;
-use crate::names::Names;
 use crate::portal::{self, Sight};
 use crate::profile::{Carried, Profile, Profiles};
-use crate::routes;
-use crate::seal::{Keychain, SealError};
 use crate::session::{Options, Session};
 use crate::settings::SettingsFile;
 use crate::socket::Asked;
@@ -52,16 +41,20 @@ use crate::underlay::{self, Watch};
 use crate::wake::Wakes;
 use crate::wish::{self, WishFile};
 
+mod diagnosis;
+mod leftovers;
+mod opening;
+mod profiles;
+mod status;
+
+use diagnosis::diagnose;
+use leftovers::clean_up;
+pub use leftovers::recover;
+use opening::{Open, needed};
+use profiles::{unlock, unreadable};
+
 /// An enrolment under way: who waits for it, and what came of it.
 type Enrolling = (oneshot::Sender<Event>, Result<Profile, Problem>);
-
-/// What is open for a sign-in page, and until when by both clocks.
-#[derive(Clone, Debug)]
-struct Open {
-    what: Opening,
-    until: Instant,
-    until_utc: Timestamp,
-}
 
 /// A diagnosis under way.
 type Diagnosing = (oneshot::Sender<Event>, Diagnosis);
@@ -332,97 +325,6 @@ impl Service {
         Ok(if switch { Event::Done { changed: true } } else { event })
     }
 
-    /// Seals the key of a profile that no session uses, or undoes that.
-    fn on_seal(&mut self, name: &str, key: &Secret, seal: bool) -> Result<Event, Problem> {
-        if !self.supervisor.is_at_rest() {
-            return Err(Problem::new(code::PROFILE_IN_USE).because("A connection is wanted"));
-        }
-        let mut profile = self.profiles.load(name).map_err(|error| self.no_profile(name, &error))?;
-        if seal == profile.sealed.is_some() {
-            unlock(&mut profile, Some(key))?; // the same, if it is the same key
-            return self.profile_facts();
-        }
-        if seal {
-            let keychain = Keychain::parse(key.expose()).map_err(|error| locked(&error))?;
-            let sealed = keychain.seal(&profile.key_pem, profile.device_id).map_err(|error| locked(&error))?;
-            profile.sealed = Some(sealed);
-        } else {
-            unlock(&mut profile, Some(key))?;
-            profile.sealed = None;
-        }
-        self.profiles.update(&profile).map_err(|error| unreadable(&error))?;
-        self.session.forget();
-        tracing::info!(profile = name, sealed = seal, "the device key");
-        self.profile_facts()
-    }
-
-    /// Why a profile cannot be had.
-    fn no_profile(&self, name: &str, error: &io::Error) -> Problem {
-        match error.kind() {
-            io::ErrorKind::NotFound => {
-                let known = self.profiles.names().unwrap_or_default();
-                if known.is_empty() {
-                    return Problem::new(code::NOT_ENROLLED);
-                }
-                let sentence = format!("There is no profile {name:?}");
-                Problem::new(code::NO_PROFILE).because(sentence).hint(format!("Known profiles: {}", known.join(", ")))
-            }
-            io::ErrorKind::InvalidInput => Problem::new(code::PROFILE_NAME),
-            io::ErrorKind::AlreadyExists => Problem::new(code::PROFILE_NAME).because("A profile has this name already"),
-            _ => unreadable(error),
-        }
-    }
-
-    /// Changes a profile that no session uses.
-    fn on_profile(&mut self, name: &str, change: impl FnOnce(&Profiles) -> io::Result<()>) -> Result<Event, Problem> {
-        let in_use = self.session.profile().is_some_and(|active| active.name == name);
-        if in_use && !self.supervisor.is_at_rest() {
-            return Err(Problem::new(code::PROFILE_IN_USE).because(format!("The profile {name:?} is in use")));
-        }
-        change(&self.profiles).map_err(|error| self.no_profile(name, &error))?;
-        if in_use {
-            self.session.forget();
-        }
-        if self.profiles.default_name().is_ok_and(|left| left.is_none()) {
-            self.inputs.push_back(Input::Forgotten);
-        }
-        self.profile_facts()
-    }
-
-    fn profile_facts(&self) -> Result<Event, Problem> {
-        let default = self.profiles.default_name().map_err(|error| unreadable(&error))?;
-        let names = self.profiles.names().map_err(|error| unreadable(&error))?;
-        let facts = |name: String| {
-            let is_default = default.as_ref() == Some(&name);
-            match self.profiles.load(&name) {
-                Ok(profile) => ProfileFacts {
-                    certificate_until: certificate_end(&profile),
-                    name,
-                    gateway: profile.gateway,
-                    endpoints: profile.endpoints,
-                    device: profile.device_name,
-                    user: profile.user,
-                    is_default,
-                    device_id: profile.device_id.to_string(),
-                    sealed: profile.sealed.is_some(),
-                },
-                // A damaged one is there, and can be removed.
-                Err(_) => ProfileFacts {
-                    name,
-                    gateway: String::new(),
-                    endpoints: vec![],
-                    device: String::new(),
-                    user: String::new(),
-                    certificate_until: None,
-                    is_default,
-                    device_id: String::new(),
-                    sealed: false,
-                },
-            }
-        };
-        Ok(Event::Profiles { profiles: names.into_iter().map(facts).collect() })
-    }
-
     /// Notes a wish; says whether it is news.
     fn wish(&mut self, input: Input) -> Event {
         let state = self.supervisor.state();
@@ -513,87 +415,6 @@ impl Service {
         }
     }
 
-    /// The way to the sign-in page is known: lets it be reached.
-    async fn on_opening(&mut self, what: Opening) -> Result<Event, Problem> {
-        let State::PortalSignIn { page, .. } = self.supervisor.state() else {
-            return Err(Problem::new(code::NO_PORTAL));
-        };
-        let for_how_long = self.options.portal_for;
-        let until_utc = Timestamp::now_utc() + for_how_long;
-        tracing::info!(page, ?what, "the sign-in page can be reached");
-        self.open = Some(Open { what, until: Instant::now() + for_how_long, until_utc });
-        // The routes of a tunnel that is down would swallow what is meant for the page.
-        self.session.step_aside().await;
-        self.hold().await?;
-        self.publish();
-        Ok(Event::Portal { page, until: until_utc })
-    }
-
-    /// The time for the sign-in is over.
-    async fn close(&mut self) {
-        tracing::info!("the sign-in page is held back again");
-        self.open = None;
-        if let Err(problem) = self.hold().await {
-            tracing::error!(%problem, "the kill switch");
-        }
-        self.publish();
-    }
-
-    /// What a diagnosis begins with; one at a time.
-    async fn known(&self) -> Result<Known, Problem> {
-        if !self.diagnosing.is_empty() {
-            return Err(Problem::new(code::BUSY).because("Another diagnosis is under way"));
-        }
-        let facts = self.session.facts().await;
-        let at_rest = self.supervisor.is_at_rest();
-        let profile = match facts.profile.filter(|_| !at_rest) {
-            Some(profile) => Some(Ok(profile.clone())),
-            None => match self.profiles.default_name() {
-                Ok(name) => name.map(|name| self.profiles.load(&name).map_err(|error| self.no_profile(&name, &error))),
-                Err(error) => Some(Err(unreadable(&error))),
-            },
-        };
-        let is_up = self.supervisor.state().is_connected();
-        let link = facts.live.zip(facts.installed).filter(|_| is_up).map(|((remote, _), installed)| Link {
-            remote,
-            interface: installed.interface().to_owned(),
-            path: facts.stats.as_ref().map(path_facts),
-            sent_packets: facts.stats.as_ref().map_or(0, |stats| stats.quic_sent),
-            name_servers: installed.name_servers().to_vec(),
-            only: installed.carried().only,
-            names_inside: installed.looks_up_names_inside(),
-            unguarded: self.unguarded.clone(),
-            clock_ahead: facts.clock_ahead,
-        });
-        let (fwmark, names) = (self.options.fwmark, self.session.names());
-        Ok(Known { state: self.state(), at_rest, profile, names, fwmark, link })
-    }
-
-    fn may_enrol(&self) -> Result<(), Problem> {
-        if !self.enrolling.is_empty() {
-            return Err(Problem::new(code::BUSY).because("Another enrolment is under way"));
-        }
-        self.profiles.has_room().map_err(|error| {
-            Problem::new(code::DISK)
-                .because(format!("The identity could not be saved, so the invitation was not used: {error}"))
-        })
-    }
-
-    fn on_enrolled(&mut self, result: Result<Profile, Problem>) -> Result<Event, Problem> {
-        let profile = self.profiles.keep(result?).map_err(|error| {
-            Problem::new(code::DISK)
-                .because(format!("The gateway enrolled this device, but its identity could not be saved: {error}"))
-        })?;
-        tracing::info!(profile = profile.name, gateway = profile.gateway, "enrolled");
-        self.inputs.push_back(Input::Enrolled);
-        Ok(Event::Enrolled {
-            certificate_until: certificate_end(&profile).unwrap_or(Timestamp::UNIX_EPOCH),
-            device: profile.device_name,
-            gateway: profile.gateway,
-            profile: profile.name,
-        })
-    }
-
     /// Gives the supervisor what has happened and does what it says, until nothing is left to do.
     async fn drive(&mut self) {
         while let Some(input) = self.inputs.pop_front() {
@@ -651,123 +472,6 @@ impl Service {
             true
         });
     }
-
-    async fn status(&self) -> Status {
-        let facts = self.session.facts().await;
-        let resting = matches!(self.supervisor.state(), State::NotEnrolled | State::Disconnected);
-        let default = if resting || facts.profile.is_none() { self.default_profile() } else { None };
-        let profile = default.as_ref().or(facts.profile);
-        let gateway = profile.map(|profile| Gateway {
-            name: facts.live.map_or_else(|| profile.gateway.clone(), |(_, welcome)| welcome.gateway.clone()),
-            endpoint: profile.endpoints.first().cloned().unwrap_or_default(),
-            remote: facts.live.map(|(remote, _)| remote),
-            seen_as: facts.live.map(|(_, welcome)| welcome.seen_as),
-            inner: facts.live.map(|(_, welcome)| welcome.gateway_ipv4.into()),
-        });
-        let until = facts.live.and_then(|(_, welcome)| Timestamp::from_unix_timestamp(welcome.certificate_until).ok());
-        let certificate = profile.and_then(|profile| {
-            let until = until.or_else(|| certificate_end(profile))?;
-            Some(Certificate { device: profile.device_name.clone(), until })
-        });
-        let addresses = facts.live.map(|(_, welcome)| {
-            let v6 = welcome.ipv6.map(Into::into);
-            std::iter::once(welcome.ipv4.into()).chain(v6).collect()
-        });
-        Status {
-            schema: SCHEMA,
-            state: self.state(),
-            profile: profile.map(|profile| profile.name.clone()),
-            gateway,
-            addresses: addresses.unwrap_or_default(),
-            interface: facts.installed.map(|installed| installed.interface().to_owned()),
-            protection: facts
-                .installed
-                .map(|installed| Protection { kill_switch: self.guard.is_in_force(), ..installed.protection() }),
-            kill_switch: Some(Blocking {
-                mode: self.settings.now().kill_switch,
-                in_force: self.guard.is_in_force(),
-                allow_lan: self.settings.now().allow_lan,
-            }),
-            path: facts.stats.as_ref().map(path_facts),
-            traffic: facts.stats.as_ref().map(|stats| {
-                let mut sent = stats.dropped_out.occurred();
-                for (reason, packets) in facts.dropped_device.occurred() {
-                    *sent.entry(reason).or_default() += packets;
-                }
-                Traffic {
-                    received_bytes: stats.received.bytes,
-                    sent_bytes: stats.sent.bytes,
-                    received_packets: stats.received.packets,
-                    sent_packets: stats.sent.packets,
-                    dropped: Dropped { sent, received: stats.dropped_in.occurred() },
-                    split_packets: stats.split,
-                    too_big_answers: stats.too_big_answers,
-                }
-            }),
-            certificate,
-            notes: facts
-                .installed
-                .map_or(&[][..], Installed::notes)
-                .iter()
-                .cloned()
-                .chain(self.settings.damage().map(|why| Problem::new(code::SETTINGS).because(why).to_string()))
-                .chain(self.unguarded.as_ref().map(ToString::to_string))
-                .collect(),
-            helper: env!("CARGO_PKG_VERSION").into(),
-        }
-    }
-
-    fn default_profile(&self) -> Option<Profile> {
-        let name = self.profiles.default_name().ok()??;
-        self.profiles.load(&name).ok()
-    }
-}
-
-/// Opens a sealed key with the keychain's; nothing is to be done for others.
-fn unlock(profile: &mut Profile, key: Option<&Secret>) -> Result<(), Problem> {
-    let Some(sealed) = &profile.sealed else { return Ok(()) };
-    let key = key.ok_or_else(|| Problem::new(code::LOCKED))?;
-    let keychain = Keychain::parse(key.expose()).map_err(|error| locked(&error))?;
-    let pem = keychain.open(sealed, profile.device_id).map_err(|error| locked(&error))?;
-    profile.key_pem = pem.as_str().to_owned();
-    Ok(())
-}
-
-fn locked(error: &SealError) -> Problem {
-    Problem::new(code::LOCKED).because(format!("The identity of this profile does not open: {error}"))
-}
-
-/// What a browser needs to see a page.
-async fn needed(page: &str, names: &Names) -> Opening {
-    let name_servers = names.servers();
-    let Some(endpoint) = portal::endpoint(page) else { return Opening { page: vec![], name_servers } };
-    let found = tokio::time::timeout(RESOLVE_WITHIN, names.lookup(&endpoint)).await;
-    let addresses = found.ok().and_then(Result::ok).unwrap_or_default();
-    Opening { page: addresses.iter().map(SocketAddr::ip).collect(), name_servers }
-}
-
-/// Looks, and says what it means; what takes too long has not been looked at.
-async fn diagnose(known: Known, began: Instant) -> Diagnosis {
-    let at = Timestamp::now_utc();
-    let seen = tokio::time::timeout(DOCTOR_WITHIN, look(known)).await;
-    let took_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-    match seen {
-        Ok(seen) => Diagnosis::of(at, took_ms, examine(&seen), &well(&seen)),
-        Err(_) => {
-            let doubt = Finding::warn(format!("The checks did not end within {} s", DOCTOR_WITHIN.as_secs()));
-            Diagnosis::of(at, took_ms, vec![Check { check: CheckId::Helper, finding: doubt }], "")
-        }
-    }
-}
-
-fn path_facts(stats: &LinkStats) -> PathFacts {
-    PathFacts {
-        rtt_ms: stats.rtt.as_secs_f64() * 1e3,
-        loss_percent: 100.0 * stats.quic_lost as f64 / stats.quic_sent.max(1) as f64,
-        mtu_bytes: stats.inner_mtu_bytes,
-        path_mtu_bytes: stats.path_mtu_bytes,
-        black_holes: stats.black_holes,
-    }
 }
 
 async fn changed(underlay: Option<&mut Watch>) -> underlay::Change {
@@ -802,40 +506,6 @@ fn told(state: State, blocked: bool) -> State {
     }
 }
 
-/// Undoes what a helper that is gone left behind, and lifts its block, whatever the mode.
-///
-/// # Errors
-/// What the file system says, or that a helper is still there.
-pub async fn recover(state_dir: &Path, device: &str) -> io::Result<()> {
-    let mut journal = Journal::open(state_dir)?;
-    // The wish too: the next start would put all of it in force again.
-    WishFile::new(state_dir, wish::boot()).note(None)?;
-    clean_up(&mut journal).await;
-    let lifted = Guard::new(device).set(None).await;
-    lifted.map_err(|error| io::Error::other(format!("the block could not be lifted: {error}")))?;
-    match journal.in_force().len() {
-        0 => Ok(()),
-        left => Err(io::Error::other(format!("{left} changes could not be undone; see the messages above"))),
-    }
-}
-
-/// Undoes what a crashed helper left behind, newest first.
-async fn clean_up(journal: &mut Journal) {
-    for (entry, change) in journal.in_force() {
-        tracing::info!(?change, "undoing what an earlier run left behind");
-        let undone = match &change {
-            Made::ResolverFile(file) => dns::undo_file(file).map_err(routes::RouteError::Journal),
-            Made::Resolvconf { record } => dns::undo_resolvconf(record).map_err(routes::RouteError::Journal),
-            Made::PolicyRouting { .. } | Made::Sysctl { .. } => routes::undo_leftover(&change).await,
-        };
-        match undone.map(|()| journal.strike(entry)) {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::error!(%error, "the journal cannot be written"),
-            Err(error) => tracing::error!(%error, ?change, "a change could not be undone; the next start tries again"),
-        }
-    }
-}
-
 fn log(state: &State) {
     match state {
         State::Failed { problem } => tracing::warn!(code = %problem.code, %problem, "failed"),
@@ -846,14 +516,6 @@ fn log(state: &State) {
         State::Connecting { step } => tracing::debug!(?step, "connecting"),
         other => tracing::info!(state = other.word(), "state"),
     }
-}
-
-fn unreadable(error: &io::Error) -> Problem {
-    Problem::new(code::DISK).because(format!("The profiles cannot be read or written: {error}"))
-}
-
-fn certificate_end(profile: &Profile) -> Option<Timestamp> {
-    Some(profile.facts().ok()?.not_after.into())
 }
 
 fn host_name() -> String {
