@@ -2,7 +2,8 @@
 //!
 //! Apple's pf.conf evaluates whatever is below `com.apple`, so nobody's ruleset is edited, and one that is loaded
 //! again keeps ours. pfctl loads an anchor in one transaction: rules that it refuses leave those before them. The
-//! rules outlive this process, not the boot; what lifts them needs the anchor's name, and the token in /var/run. People lift them by `pfctl -a com.apple/net.culvert -F rules`.
+//! rules outlive this process, not the boot; what lifts them needs the anchor's name, and the token (`reference`).
+//! People lift them by `pfctl -a com.apple/net.culvert -F rules`.
 #![allow(unsafe_code, reason = "three ioctls of pf(4) that pfctl would only tell in prose")]
 
 use std::fs::File;
