@@ -38,5 +38,6 @@ pub mod sign_in;
 pub mod socket;
 pub mod supervisor;
 pub mod underlay;
+pub mod upkeep;
 pub mod wake;
 pub mod wish;

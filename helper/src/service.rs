@@ -443,6 +443,7 @@ impl Service {
                 self.session.lock();
             }
         }
+        self.note_carried().await; // a new certificate is no input
     }
 
     /// Keeps what the gateway's tunnel carries for the next time that it has to be held back before it is up.

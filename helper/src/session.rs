@@ -8,11 +8,11 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use culvert_protocol::{Overlap, Problem, Step, Timestamp, code};
 use culvert_tunnel::close::{Close, Down};
-use culvert_tunnel::control::{self, FrameError, FromClient, FromServer, Welcome};
+use culvert_tunnel::control::{self, Base64, FrameError, FromClient, FromServer, Welcome};
 use culvert_tunnel::shard::RunningShard;
 use culvert_tunnel::shard::mailbox::{Command, Established, Event, Lease, LinkId};
 use culvert_tunnel::stats::{Drops, LinkStats};
@@ -27,6 +27,7 @@ use crate::journal::Journal;
 use crate::names::Names;
 use crate::profile::Profile;
 use crate::supervisor::{Action, Cause, Input};
+use crate::upkeep::{self, Renewal};
 
 /// How long the gateway may take to judge this device.
 pub const WELCOME_WITHIN: Duration = Duration::from_secs(5);
@@ -57,6 +58,8 @@ pub enum Occurrence {
     Resolved(Result<Vec<Candidate>, Problem>),
     /// A deadline of the attempt has passed.
     Due,
+    /// The certificate's age has to be looked at.
+    RenewalDue,
     /// Another program has written the resolver's file.
     ResolverTaken,
 }
@@ -71,6 +74,10 @@ struct Live {
     welcome: Box<Welcome>,
     /// The gateway's clock less ours, at its welcome.
     clock_ahead: Option<time::Duration>,
+    /// The connection's TLS exporter value, which answers to challenges are bound to.
+    exporter: [u8; 32],
+    /// When to look at the certificate's age.
+    renewal_due: Instant,
 }
 
 type Resolving = Pin<Box<dyn Future<Output = Result<Vec<Candidate>, Problem>> + Send>>;
@@ -107,6 +114,8 @@ pub struct Session {
     known: Vec<Candidate>,
     /// None of `known` led to the gateway the last time: look its name up again.
     stale: bool,
+    /// The profile has a new certificate that is not on the disk yet.
+    renewed: bool,
 }
 
 impl std::fmt::Debug for Session {
@@ -145,6 +154,7 @@ impl Session {
             installed: None,
             known: Vec::new(),
             stale: false,
+            renewed: false,
         }
     }
 
@@ -188,11 +198,12 @@ impl Session {
         self.profile.as_ref()
     }
 
-    /// Notes in the profile what is in force; true when that is news.
+    /// Notes in the profile what is in force; true when the profile has changed since it was asked last.
     pub fn note_carried(&mut self) -> bool {
-        let (Some(installed), Some(profile)) = (&self.installed, &mut self.profile) else { return false };
+        let renewed = std::mem::take(&mut self.renewed);
+        let (Some(installed), Some(profile)) = (&self.installed, &mut self.profile) else { return renewed };
         let carried = Some(installed.carried());
-        std::mem::replace(&mut profile.carried, carried.clone()) != carried
+        std::mem::replace(&mut profile.carried, carried.clone()) != carried || renewed
     }
 
     /// What is in force on this machine.
@@ -219,10 +230,12 @@ impl Session {
             Attempt::Resolving(resolving) => Some(resolving),
             _ => None,
         };
+        let renewal_due = self.live.as_ref().map(|live| live.renewal_due);
         tokio::select! {
             event = receive(self.shard.as_mut()) => Occurrence::Shard(event),
             found = resolved(resolving) => Occurrence::Resolved(found),
             () = reached(due) => Occurrence::Due,
+            () = reached(renewal_due) => Occurrence::RenewalDue,
             () = taken(self.installed.as_mut()) => Occurrence::ResolverTaken,
         }
     }
@@ -239,6 +252,10 @@ impl Session {
             }
             Occurrence::Resolved(Err(problem)) => Some(self.failed("the name has no address", network(problem)).await),
             Occurrence::Due => self.on_due().await,
+            Occurrence::RenewalDue => {
+                self.on_renewal_due().await;
+                None
+            }
             Occurrence::ResolverTaken => {
                 if let Some(installed) = &mut self.installed {
                     installed.retake_resolver(&mut self.journal);
@@ -506,6 +523,14 @@ impl Session {
                 tracing::info!(reason, "the gateway is about to close");
                 None
             }
+            Ok(FromServer::Challenge { nonce }) if !waiting => {
+                self.on_challenge(nonce).await;
+                None
+            }
+            Ok(FromServer::Certificate { chain }) if !waiting => {
+                self.on_certificate(chain);
+                None
+            }
             Ok(FromServer::Unsupported { what }) => {
                 tracing::debug!(what, "the gateway does not know this message");
                 None
@@ -541,7 +566,15 @@ impl Session {
         self.known.sort_by_key(|known| known.address != established.remote);
         let now = Timestamp::now_utc().unix_timestamp();
         let clock_ahead = welcome.time.map(|time| time::Duration::seconds(time.saturating_sub(now)));
-        let live = Live { link, remote: established.remote, endpoint, welcome: Box::new(welcome), clock_ahead };
+        let live = Live {
+            link,
+            remote: established.remote,
+            endpoint,
+            welcome: Box::new(welcome),
+            clock_ahead,
+            exporter: established.exporter,
+            renewal_due: Instant::now(),
+        };
         if let Some(old) = self.live.replace(live) {
             self.close(old.link, "another link has taken its place").await;
         }
@@ -557,6 +590,48 @@ impl Session {
             *live.welcome = welcome;
         }
         None
+    }
+
+    // --- this device's access ---
+
+    async fn on_renewal_due(&mut self) {
+        let (Some(profile), Some(live)) = (&self.profile, &mut self.live) else { return };
+        let link = live.link;
+        let request = match upkeep::due_for(profile, SystemTime::now()) {
+            Renewal::Wait(time) => {
+                live.renewal_due = Instant::now() + time;
+                return;
+            }
+            Renewal::Ask(time) => {
+                live.renewal_due = Instant::now() + time;
+                upkeep::request(profile)
+            }
+        };
+        match request {
+            Ok(request) => self.say(link, &request).await,
+            Err(error) => tracing::warn!(%error, "the certificate cannot be renewed"),
+        }
+    }
+
+    fn on_certificate(&mut self, chain: Vec<Base64>) {
+        let (Some(profile), Some(live)) = (&mut self.profile, &mut self.live) else { return };
+        match upkeep::accept(profile, chain) {
+            Ok(chain_pem) => {
+                profile.chain_pem = chain_pem;
+                self.renewed = true;
+                live.renewal_due = Instant::now();
+                tracing::info!("the certificate is renewed");
+            }
+            Err(error) => tracing::warn!(%error, "the certificate is not renewed"),
+        }
+    }
+
+    async fn on_challenge(&mut self, nonce: Vec<u8>) {
+        let (Some(profile), Some(live)) = (&self.profile, &self.live) else { return };
+        match upkeep::answer(profile, nonce, &live.exporter) {
+            Ok(answer) => self.say(live.link, &answer).await,
+            Err(error) => tracing::warn!(%error, "the gateway's challenge cannot be answered"),
+        }
     }
 
     // --- this machine ---

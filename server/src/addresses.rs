@@ -4,7 +4,6 @@
 //! network's first host is the gateway's own; network and broadcast addresses are nobody's. The
 //! IPv6 address has the same index in its /64 as the IPv4 address in its network.
 
-use std::collections::HashSet;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use culvert_tunnel::filter::Lease;
@@ -54,15 +53,10 @@ impl Pool {
         self.hosts().end - self.hosts().start
     }
 
-    /// The lowest addresses that nobody in `taken` has.
-    ///
-    /// # Errors
-    /// [`PoolFull`] when there are none.
-    pub fn allocate(&self, taken: &HashSet<Ipv4Addr>) -> Result<Lease, PoolFull> {
-        self.hosts()
-            .map(|index| self.lease(index))
-            .find(|lease| !taken.contains(&lease.ipv4))
-            .ok_or(PoolFull { network: self.ipv4, size: self.size() })
+    /// The first and the last IPv4 address that a device may have, as numbers.
+    pub fn range(&self) -> (i64, i64) {
+        let (network, hosts) = (i64::from(u32::from(self.ipv4.network())), self.hosts());
+        (network + i64::from(hosts.start), network + i64::from(hosts.end) - 1)
     }
 
     /// The addresses of the device that the registry has under this IPv4 address; `None` when
@@ -92,64 +86,36 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn the_first_device_gets_the_second_host_of_both_networks() {
-        let lease = pool("100.77.3.0/24").allocate(&HashSet::new()).unwrap();
-        assert_eq!(lease.ipv4, Ipv4Addr::new(100, 77, 3, 2));
-        assert_eq!(lease.ipv6, Some("fd4e:9a1c::2".parse().unwrap()));
-        assert_eq!(pool("100.77.3.0/24").gateway().ipv4, Ipv4Addr::new(100, 77, 3, 1));
-    }
-
-    #[test]
-    fn a_full_pool_is_an_error_and_never_gives_out_a_reserved_address() {
-        let pool = pool("10.9.8.0/29");
-        let mut taken = HashSet::new();
-        for _ in 0..5 {
-            assert!(taken.insert(pool.allocate(&taken).unwrap().ipv4));
-        }
-        let reserved = [0, 1, 7].map(|last| Ipv4Addr::new(10, 9, 8, last));
-        assert!(reserved.iter().all(|address| !taken.contains(address)), "{taken:?}");
-        let full = pool.allocate(&taken).unwrap_err();
-        assert_eq!(full.size, 5);
-        assert!(full.to_string().starts_with("all 5 addresses of 10.9.8.0/29 are taken"));
+    fn the_gateway_has_the_first_host_and_devices_the_others() {
+        let pool = pool("100.77.3.0/24");
+        assert_eq!(pool.gateway().ipv4, Ipv4Addr::new(100, 77, 3, 1));
+        let (first, last) = ends(&pool);
+        assert_eq!((first, last), (Ipv4Addr::new(100, 77, 3, 2), Ipv4Addr::new(100, 77, 3, 254)));
+        assert_eq!(pool.lease_of(first).unwrap().ipv6, Some("fd4e:9a1c::2".parse().unwrap()));
+        assert_eq!(pool.size(), 253);
     }
 
     proptest! {
         #[test]
-        fn what_is_allocated_is_free_inside_and_found_again(
-            network in any::<u32>(),
-            prefix in 8u8..=29,
-            taken in proptest::collection::hash_set(2u32..64, 0..60),
-        ) {
+        fn reserved_addresses_are_outside_and_each_device_has_its_own_ipv6(network in any::<u32>(), prefix in 8u8..=29) {
             let network = Ipv4Net::new(network.into(), prefix).unwrap().trunc();
             let pool = Pool::new(network, Some("fd00:1::/64".parse().unwrap()));
-            let taken: HashSet<Ipv4Addr> =
-                taken.into_iter().map(|index| Ipv4Addr::from(u32::from(network.network()).wrapping_add(index))).collect();
-            match pool.allocate(&taken) {
-                Ok(lease) => {
-                    prop_assert!(!taken.contains(&lease.ipv4));
-                    prop_assert!(network.contains(&lease.ipv4));
-                    prop_assert!(lease.ipv4 != network.network() && lease.ipv4 != network.broadcast());
-                    prop_assert!(lease.ipv4 != pool.gateway().ipv4);
-                    prop_assert_eq!(pool.lease_of(lease.ipv4), Some(lease));
-                    prop_assert!(pool.ipv6().unwrap().contains(&lease.ipv6.unwrap()));
-                }
-                Err(full) => {
-                    let held = taken.iter().filter(|address| pool.lease_of(**address).is_some()).count();
-                    prop_assert_eq!(held, full.size as usize);
-                }
+            let (first, last) = ends(&pool);
+            prop_assert_eq!(u32::from(last) - u32::from(first) + 1, pool.size());
+            for reserved in [network.network(), network.broadcast(), pool.gateway().ipv4] {
+                prop_assert!(!(first..=last).contains(&reserved));
+                prop_assert_eq!(pool.lease_of(reserved), None);
             }
+            let [first, last] = [first, last].map(|address| pool.lease_of(address).unwrap());
+            prop_assert!(pool.ipv6().unwrap().contains(&last.ipv6.unwrap()));
+            prop_assert_ne!(first.ipv6, pool.gateway().ipv6);
+            prop_assert_ne!(first.ipv6, last.ipv6);
         }
+    }
 
-        #[test]
-        fn two_devices_never_share_an_address(prefix in 20u8..=29, count in 1usize..40) {
-            let pool = Pool::new(Ipv4Net::new(Ipv4Addr::new(100, 64, 0, 0), prefix).unwrap(), Some("fd00:1::/64".parse().unwrap()));
-            let (mut ipv4, mut ipv6) = (HashSet::new(), HashSet::new());
-            for _ in 0..count.min(pool.size() as usize) {
-                let lease = pool.allocate(&ipv4).unwrap();
-                prop_assert!(ipv4.insert(lease.ipv4));
-                prop_assert!(ipv6.insert(lease.ipv6));
-            }
-        }
+    fn ends(pool: &Pool) -> (Ipv4Addr, Ipv4Addr) {
+        let (first, last) = pool.range();
+        (u32::try_from(first).unwrap().into(), u32::try_from(last).unwrap().into())
     }
 
     fn pool(ipv4: &str) -> Pool {

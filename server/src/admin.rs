@@ -1,17 +1,19 @@
-//! The administrator's commands: `init`, `invite`, `devices`, `sessions`, `status`, `check-config`.
+//! The administrator's commands: `init`, `invite`, `invites`, `devices`, `sessions`, `status`, `check-config`.
 //!
 //! Each returns what belongs on standard output; data only, as text or as one JSON object with
 //! `"schema": 1`. Failures carry the exit code of the product contract, section 6.2.
 
+pub mod devices;
 pub mod init;
 pub mod invite;
+pub mod invites;
 pub mod lists;
 
 use std::io;
 use std::path::PathBuf;
 
 use crate::config::{Config, ConfigError, Loaded, Source};
-use crate::control_socket::AskError;
+use crate::control_socket::{AskError, Request, Response, ask};
 use crate::gateway::GatewayError;
 use crate::interface::{NetlinkError, Overlap};
 use crate::registry::RegistryError;
@@ -37,6 +39,48 @@ pub enum AdminError {
     /// The length of time is none.
     #[error("{0:?} is not a length of time; write it like 30m, 24h or 7d")]
     BadDuration(String),
+    /// No device is called so.
+    #[error("there is no device {0:?}; see culvert-server devices list")]
+    NoDevice(String),
+    /// It is the name of a user, and a command acts on one device.
+    #[error(
+        "{name} is a user; say which device ({}), or --user for all of them", .devices.join(", ")
+    )]
+    IsUser {
+        /// What was typed.
+        name: String,
+        /// The user's devices.
+        devices: Vec<String>,
+    },
+    /// No user is called so.
+    #[error("there is no user {0:?}; see culvert-server devices list")]
+    NoUser(String),
+    /// Several are called so.
+    #[error("{name:?} may be any of {}; say which", .choices.join(", "))]
+    Ambiguous {
+        /// What was typed.
+        name: String,
+        /// What it may mean.
+        choices: Vec<String>,
+    },
+    /// The user's devices have different names.
+    #[error("there is a device {0} already; nothing was changed")]
+    NameTaken(String),
+    /// No invitation can be withdrawn.
+    #[error("there is no open invitation {0:?}; see culvert-server invites list")]
+    NoInvitation(String),
+    /// A certificate is renewed for a device that may connect.
+    #[error("{0} is revoked; first give it its access back: culvert-server devices restore {0}")]
+    IsRevoked(String),
+    /// The registry was changed, but a running gateway was not told.
+    #[error("the registry was changed, but the running gateway was not told and sees it a second later: {0}")]
+    StillOpen(AskError),
+    /// The running gateway keeps its configuration.
+    #[error("{0}")]
+    NotReloaded(String),
+    /// A link does not fit into a QR code.
+    #[error("the invitation is too long for a QR code; send the link")]
+    NoQr,
     /// A file cannot be written.
     #[error("cannot write {}: {error}", .path.display())]
     Write {
@@ -82,14 +126,14 @@ impl AdminError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::NeedsEndpoint(_) | Self::BadName | Self::BadDuration(_) => 2,
-            Self::Ask(AskError::NotRunning { .. } | AskError::NoAnswer(_)) => 4,
+            Self::Ask(AskError::NotRunning { .. } | AskError::NoAnswer(_)) | Self::StillOpen(_) => 4,
             Self::Ask(AskError::Forbidden(_)) | Self::Gateway(GatewayError::NoCapability) => 8,
             Self::State(StateError::Io { error, .. }) | Self::Write { error, .. }
                 if error.kind() == io::ErrorKind::PermissionDenied =>
             {
                 8
             }
-            Self::Config(_) => 9,
+            Self::Config(_) | Self::NotReloaded(_) => 9,
             _ => 1,
         }
     }
@@ -111,6 +155,30 @@ pub fn check_config(loaded: &Loaded, show: bool) -> String {
         text.push_str(&format!("{} = {value}  # {source}\n", key.name));
     }
     text
+}
+
+/// `reload`: the running gateway reads its configuration again.
+///
+/// # Errors
+/// [`AdminError::NotReloaded`] when that says nothing that makes sense; the old one stays in force.
+pub fn reload(config: &Config, as_json: bool) -> Result<String, AdminError> {
+    let (applied, needs_restart) = match ask(&config.control_socket, &Request::Reload)? {
+        Response::Reloaded { applied, needs_restart } => (applied, needs_restart),
+        Response::NotReloaded { message } => return Err(AdminError::NotReloaded(message)),
+        _ => Default::default(), // not to this request
+    };
+    if as_json {
+        let object = serde_json::json!({ "schema": SCHEMA, "applied": applied, "needs_restart": needs_restart });
+        return Ok(lists::line(&object));
+    }
+    let mut text = match applied.as_slice() {
+        [] => "Nothing that can be changed now has changed.\n".to_owned(),
+        keys => format!("In force now: {}\n", keys.join(", ")),
+    };
+    if !needs_restart.is_empty() {
+        text.push_str(&format!("After a restart: {}\n", needs_restart.join(", ")));
+    }
+    Ok(text)
 }
 
 /// Where a command's state is.

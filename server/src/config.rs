@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use culvert_tunnel::congestion::Congestion;
+use culvert_tunnel::identity::AUTHORITY_LIFETIME;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use tracing_subscriber::filter::{LevelFilter, Targets};
@@ -67,6 +68,8 @@ pub struct Config {
     pub congestion: Congestion,
     /// `auth.rechallenge`; `None` means never.
     pub rechallenge: Option<Duration>,
+    /// `auth.device_lifetime`.
+    pub device_lifetime: Duration,
 }
 
 /// What clients are told to do.
@@ -265,6 +268,9 @@ impl Config {
         let rechallenge = read.text("auth", "rechallenge", "0, or a time such as \"30m\" or \"1h\"", |text| {
             parse_duration(text).map(|every| (!every.is_zero()).then_some(every))
         });
+        let device_lifetime = read.text("auth", "device_lifetime", "a time from \"30s\" to \"3650d\"", |text| {
+            parse_duration(text).filter(|life| (DEVICE_LIFETIME_MIN..=AUTHORITY_LIFETIME).contains(life))
+        });
         Some(Self {
             listen: listen?,
             endpoint: name?,
@@ -285,11 +291,14 @@ impl Config {
             shards: shards?,
             congestion: congestion?,
             rechallenge: rechallenge?,
+            device_lifetime: device_lifetime?,
         })
     }
 }
 
 const ENDPOINT: &str = "a host name or an address, with or without a port";
+/// Shorter, and a renewal would hardly come in time.
+const DEVICE_LIFETIME_MIN: Duration = Duration::from_secs(30);
 /// `sun_path` holds 108 bytes; some are kept for a temporary name beside it.
 const SOCKET_PATH_MAX: usize = 100;
 

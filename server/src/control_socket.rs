@@ -23,13 +23,22 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 
 /// What an administrator may ask.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
     /// The open sessions.
     Sessions,
     /// The gateway as a whole.
     Status,
+    /// The registry was changed: act on it now.
+    Changed,
+    /// Read the configuration again.
+    Reload,
+    /// End the sessions of these devices. They may come back at once.
+    Kick {
+        /// Their ids.
+        devices: Vec<String>,
+    },
 }
 
 /// What the gateway answers.
@@ -43,6 +52,28 @@ pub enum Response {
     },
     /// To [`Request::Status`].
     Status(Box<StatusInfo>),
+    /// To [`Request::Changed`] and [`Request::Kick`].
+    Closed {
+        /// Sessions that were ended by it.
+        sessions: usize,
+    },
+    /// To [`Request::Reload`].
+    Reloaded {
+        /// Settings whose new values are in force.
+        applied: Vec<String>,
+        /// Settings whose new values wait for a restart.
+        needs_restart: Vec<String>,
+    },
+    /// To [`Request::Reload`]: the old configuration stays in force.
+    NotReloaded {
+        /// Why.
+        message: String,
+    },
+    /// The gateway could not do it.
+    Failed {
+        /// Why, in one sentence.
+        message: String,
+    },
     /// The request was none of the list.
     Invalid {
         /// What was wrong.
@@ -282,7 +313,8 @@ impl Drop for ControlSocket {
     }
 }
 
-const REQUEST_MAX: u64 = 4096;
+/// A request that names ten thousand devices.
+const REQUEST_MAX: u64 = 512 * 1024;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 async fn converse(mut stream: UnixStream, gateway: mpsc::Sender<Asked>) -> io::Result<()> {
@@ -300,7 +332,10 @@ async fn converse(mut stream: UnixStream, gateway: mpsc::Sender<Asked>) -> io::R
                 if gateway.send((request, reply)).await.is_err() {
                     return Ok(()); // stopping
                 }
-                answer.await.map_err(io::Error::other)?
+                match answer.await {
+                    Ok(response) => response,
+                    Err(_) => Response::Failed { message: "the gateway cannot do this now; see its log".into() },
+                }
             }
             Err(error) => Response::Invalid { message: error.to_string() },
         };
@@ -330,27 +365,31 @@ pub enum AskError {
     /// It hung up, or spoke in tongues.
     #[error("the gateway did not answer: {0}")]
     NoAnswer(io::Error),
+    /// It could not do it.
+    #[error("{0}")]
+    Failed(String),
 }
 
 /// Asks the gateway behind `path` and waits up to 10 s.
 ///
 /// # Errors
 /// [`AskError`].
-pub fn ask(path: &Path, request: Request) -> Result<Response, AskError> {
+pub fn ask(path: &Path, request: &Request) -> Result<Response, AskError> {
     let stream = BlockingStream::connect(path).map_err(|error| match error.kind() {
         io::ErrorKind::PermissionDenied => AskError::Forbidden(path.to_owned()),
         _ => AskError::NotRunning { path: path.to_owned(), error },
     })?;
     match exchange(&stream, request).map_err(AskError::NoAnswer)? {
         Response::Invalid { message } => Err(AskError::NoAnswer(io::Error::other(message))),
+        Response::Failed { message } => Err(AskError::Failed(message)),
         response => Ok(response),
     }
 }
 
-fn exchange(mut stream: &BlockingStream, request: Request) -> io::Result<Response> {
+fn exchange(mut stream: &BlockingStream, request: &Request) -> io::Result<Response> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
-    let mut text = serde_json::to_vec(&request)?;
+    let mut text = serde_json::to_vec(request)?;
     text.push(b'\n');
     stream.write_all(&text)?;
     let mut line = String::new();
@@ -380,8 +419,8 @@ mod tests {
         let told = tokio::task::spawn_blocking(move || {
             assert!(matches!(ControlSocket::bind(&own), Err(SocketError::InUse(_))));
             let garbage = raw(&own, b"{\"request\":\"explode\"}\n");
-            let long = raw(&own, &[b'x'; 10_000]);
-            (ask(&own, Request::Sessions), garbage, long)
+            let long = raw(&own, &vec![b'x'; REQUEST_MAX as usize + 10]);
+            (ask(&own, &Request::Sessions), garbage, long)
         });
         let (answer, garbage, long) = told.await.unwrap();
         assert!(matches!(answer, Ok(Response::Sessions { sessions }) if sessions.is_empty()));
@@ -391,7 +430,7 @@ mod tests {
         let _ = server.await;
         gateway.abort();
         assert!(!path.exists());
-        assert!(matches!(ask(&path, Request::Status), Err(AskError::NotRunning { .. })));
+        assert!(matches!(ask(&path, &Request::Status), Err(AskError::NotRunning { .. })));
     }
 
     #[tokio::test]

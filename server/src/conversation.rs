@@ -27,6 +27,7 @@ use crate::admit::{self, Refused};
 use crate::config::Config;
 use crate::log::peer_text;
 use crate::registry::{Device, EnrolError, Enrolment, Registry};
+use crate::sessions::Proof;
 use crate::settings::Settings;
 
 /// How long a client may take for each step.
@@ -40,7 +41,7 @@ pub struct Office<R> {
     /// The authority on devices and invitations.
     pub registry: R,
     /// Issues device certificates.
-    pub authority: Authority,
+    pub authority: Arc<Authority>,
     /// What the operator chose.
     pub config: Config,
     /// The same, joined with what `init` chose.
@@ -58,6 +59,8 @@ pub struct Admission {
     pub lease: Lease,
     /// What it said of itself.
     pub hello: Hello,
+    /// What its answers to challenges are judged by.
+    pub proof: Proof,
 }
 
 /// One connection whose handshake is complete.
@@ -125,6 +128,7 @@ impl<R: Registry, D: Interface> Conversation<R, D> {
         let Some(leaf) = self.established.peer_chain.first() else {
             return Err(Refused::new(Close::NoCertificate, "a session needs a device certificate; enrol first").into());
         };
+        let proof = Proof { certificate: leaf.to_vec(), exporter: self.established.exporter };
         let facts =
             CertificateFacts::read(leaf).map_err(|error| Refused::new(Close::UnknownDevice, error.to_string()))?;
         *name = facts.common_name.clone().unwrap_or_default();
@@ -142,7 +146,7 @@ impl<R: Registry, D: Interface> Conversation<R, D> {
             self.send(&FromServer::Refused(control::Refused::new(refused.code, &refused.reason))).await?;
         }
         judged?;
-        Ok(Admission { link: self.established.link, device, lease, hello })
+        Ok(Admission { link: self.established.link, device, lease, hello, proof })
     }
 
     async fn hello(&mut self) -> Result<Hello, Failed> {
@@ -192,6 +196,7 @@ impl<R: Registry, D: Interface> Conversation<R, D> {
         *asked = Asked { invitation: id.to_string(), name: device_name };
         let found = self.office.registry.invitation(id.as_bytes()).await;
         let found = found.map_err(|error| internal(&error))?;
+        let renews = found.as_ref().and_then(|invitation| invitation.renews.clone());
         let judged = admit::judge_invitation(found, OffsetDateTime::now_utc()).and_then(|invitation| {
             let key: [u8; 32] = invitation.key.try_into().map_err(|_| Refusal::Internal)?;
             Ok(EnrolKey::from_bytes(key))
@@ -202,7 +207,7 @@ impl<R: Registry, D: Interface> Conversation<R, D> {
         }
         let proof = self.enrolment_frame("proof").await?;
         let proven = enroller.on_proof(&proof)?;
-        let (device, grant) = self.grant(id.as_bytes(), &proven).await?;
+        let (device, grant) = self.grant(id.as_bytes(), renews, &proven).await?;
         let enrolled = enroller.finish(grant)?;
         self.send(&enrolled).await?;
         Ok(device)
@@ -214,11 +219,20 @@ impl<R: Registry, D: Interface> Conversation<R, D> {
 
     /// Issues the certificate and adds the device. A certificate of a device that was not added
     /// is worth nothing, so it comes first and the registry has the last word.
-    async fn grant(&self, invitation: &[u8], proven: &ProvenCsr) -> Result<(Device, Grant), Failed> {
+    async fn grant(
+        &self,
+        invitation: &[u8],
+        renews: Option<String>,
+        proven: &ProvenCsr,
+    ) -> Result<(Device, Grant), Failed> {
         let Office { registry, authority, config, settings } = &*self.office;
-        let id = DeviceId::generate().map_err(|_| Refusal::Internal)?;
+        let id = match renews {
+            Some(known) => known.parse(),
+            None => DeviceId::generate(),
+        };
+        let id = id.map_err(|_| Refusal::Internal)?;
         let issued = authority
-            .issue_device(&proven.csr, id, SystemTime::now())
+            .issue_device_for(&proven.csr, id, config.device_lifetime, SystemTime::now())
             .map_err(|error| Failed::from(Refusal::BadRequest(error)))?;
         let enrolment = Enrolment {
             invitation,

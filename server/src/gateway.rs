@@ -14,20 +14,22 @@ use culvert_tunnel::routing::Routing;
 use culvert_tunnel::shard::engine::Role;
 use culvert_tunnel::shard::{self, RunningShard, ShardConfig};
 use culvert_tunnel::socket::{self, SocketOptions};
-use culvert_tunnel::transport::{ServerTransport, TransportError, Tuning};
+use culvert_tunnel::transport::Tuning;
 use rustix::thread::{CapabilitySet, capabilities};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
-use crate::config::Config;
-use crate::control_socket::{ControlSocket, SocketError};
+use crate::config::{Config, ConfigError, Loaded};
+use crate::control_socket::{ControlSocket, Request, SocketError};
 use crate::conversation::Office;
 use crate::forwarding::{Forwarding, ForwardingError};
 use crate::interface::{Netlink, NetlinkError, Overlap, check_overlap};
 use crate::journal::{Journal, JournalError};
+use crate::leaf::{Leaf, LeafError};
 use crate::nat::{self, Nat, NatError};
 use crate::registry::sqlite::SqliteRegistry;
 use crate::registry::{Device, Registry, RegistryError};
+use crate::reload::Reloader;
 use crate::sessions::{LoopError, Sessions};
 use crate::settings::{Settings, SettingsError};
 use crate::speed::{self, Speed};
@@ -101,9 +103,12 @@ pub enum GatewayError {
     /// The control socket.
     #[error(transparent)]
     Socket(#[from] SocketError),
-    /// Keys and certificates.
+    /// The gateway's own certificate.
     #[error(transparent)]
-    Transport(#[from] TransportError),
+    Leaf(#[from] LeafError),
+    /// There is no certificate to begin with.
+    #[error("the gateway has no certificate")]
+    NoLeaf,
     /// It ran, and ended by itself.
     #[error(transparent)]
     Loop(#[from] LoopError),
@@ -129,19 +134,30 @@ fn port_sentence(address: SocketAddr, error: &io::Error) -> String {
 
 /// Runs a gateway until SIGTERM or SIGINT. What it changed on the host is undone when it returns.
 ///
+/// `read` reads the configuration again, as `loaded` was read: SIGHUP and `culvert-server reload` ask for it.
+///
 /// # Errors
 /// [`GatewayError`]: why it did not start, or why it ended by itself.
-pub async fn run(config: Config) -> Result<(), GatewayError> {
+pub async fn run(
+    loaded: Loaded,
+    read: impl Fn() -> Result<Loaded, ConfigError> + Send + Sync + 'static,
+) -> Result<(), GatewayError> {
     check_capability()?;
-    let state = StateDir::new(&config.state_dir);
+    let state = StateDir::new(&loaded.config.state_dir);
     let registry = state.registry().await?;
-    let outcome = serve(config, &state, registry.clone()).await;
+    let reloader = Reloader::new(loaded.layers, read);
+    let outcome = serve(loaded.config, reloader, &state, registry.clone()).await;
     // However it ended: an unclosed database may leave its working files behind.
     registry.close().await;
     outcome
 }
 
-async fn serve(config: Config, state: &StateDir, registry: SqliteRegistry) -> Result<(), GatewayError> {
+async fn serve(
+    config: Config,
+    reloader: Reloader,
+    state: &StateDir,
+    registry: SqliteRegistry,
+) -> Result<(), GatewayError> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hang_up = signal(SignalKind::hangup())?;
@@ -149,14 +165,9 @@ async fn serve(config: Config, state: &StateDir, registry: SqliteRegistry) -> Re
     let authority = state.authority()?;
     let cids = state.cid_key(&lock)?;
     let settings = Settings::resolve(&config, &registry).await?;
-    check_stranded(&registry.devices().await?, &settings)?;
-    let leaf = state.leaf(&authority, &settings.leaf_names(), SystemTime::now())?;
-    let transport = ServerTransport::new(
-        authority.certificate_der(),
-        leaf.chain().to_vec(),
-        leaf.private_key(),
-        Tuning { congestion: config.congestion },
-    )?;
+    check_stranded(registry.stranded(&settings.pool).await?, &settings)?;
+    let mut leaf = Leaf::new(state.clone(), Tuning { congestion: config.congestion });
+    let transport = leaf.renewed(&authority, &settings, SystemTime::now())?.ok_or(GatewayError::NoLeaf)?;
 
     let netlink = Netlink::open()?;
     check_overlap(&settings.pool, &netlink.local_networks().await?)?;
@@ -199,19 +210,22 @@ async fn serve(config: Config, state: &StateDir, registry: SqliteRegistry) -> Re
     }
     let speed = speed(&config, &settings).await;
     let (asked, requests) = mpsc::channel(REQUESTS);
-    let office = Arc::new(Office { registry: registry.clone(), authority, config, settings });
+    let office = Arc::new(Office { registry: registry.clone(), authority: Arc::new(authority), config, settings });
+    let reload = asked.clone();
     let stop = async {
         let signal = loop {
             tokio::select! {
                 _ = terminate.recv() => break "SIGTERM",
                 _ = interrupt.recv() => break "SIGINT",
-                // Its default would end us with the host changed.
-                _ = hang_up.recv() => tracing::warn!(event = "reload_ignored", "the configuration is read only at start"),
+                _ = hang_up.recv() => {
+                    let (reply, _) = oneshot::channel(); // the log tells what came of it
+                    let _ = reload.try_send((Request::Reload, reply)); // full of requests: one of them, or the next signal
+                }
             }
         };
         tracing::info!(event = "stopping", signal);
     };
-    let sessions = Sessions::new(office, handles).run(events, requests, stop);
+    let sessions = Sessions::new(office, handles, leaf, reloader).await?.run(events, requests, stop);
     let outcome = tokio::select! {
         outcome = sessions => outcome,
         () = control.serve(asked) => Err(LoopError::ShardGone), // never: it serves for ever
@@ -341,12 +355,11 @@ fn check_capability() -> Result<(), GatewayError> {
     if able { Ok(()) } else { Err(GatewayError::NoCapability) }
 }
 
-fn check_stranded(devices: &[Device], settings: &Settings) -> Result<(), GatewayError> {
-    let stranded = devices.iter().find(|device| device.revoked_at.is_none() && device.lease(&settings.pool).is_none());
+fn check_stranded(stranded: Option<Device>, settings: &Settings) -> Result<(), GatewayError> {
     stranded.map_or(Ok(()), |device| {
         Err(GatewayError::Stranded {
-            user: device.user.clone(),
-            name: device.name.clone(),
+            user: device.user,
+            name: device.name,
             ipv4: device.ipv4,
             network: settings.pool.ipv4(),
         })
@@ -364,7 +377,8 @@ fn bind(address: SocketAddr, shards: usize) -> Result<Vec<std::net::UdpSocket>, 
     (0..shards).map(|_| socket::bind(address, shared).map_err(failed)).collect()
 }
 
-fn policy(config: &Config, settings: &Settings) -> Policy {
+/// What the shards judge packets by.
+pub fn policy(config: &Config, settings: &Settings) -> Policy {
     let pool = settings.pool;
     let gateway = pool.gateway();
     Policy {

@@ -6,6 +6,7 @@
 
 use std::fmt::{self, Write as _};
 use std::io::IsTerminal;
+use std::sync::OnceLock;
 
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -17,14 +18,13 @@ use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{Layer, Registry};
+use tracing_subscriber::{Layer, Registry, reload};
 
 use crate::config::LogFormat;
 
 /// Starts logging to standard error. Only the first call has an effect.
 pub fn start(format: LogFormat, level: Targets) {
-    // A line for each old token of a client that comes back, which then gets a Retry: many, and nothing to do.
-    let level = level.with_target("quinn_proto::bloom_token_log", LevelFilter::ERROR);
+    let (level, handle) = reload::Layer::new(without_noise(level));
     let journald = std::env::var_os("JOURNAL_STREAM").is_some();
     let json = match format {
         LogFormat::Json => true,
@@ -37,7 +37,23 @@ pub fn start(format: LogFormat, level: Targets) {
     } else {
         layer.event_format(Lines { journald }).boxed()
     };
-    let _ = Registry::default().with(layer.with_filter(level)).try_init(); // a second call
+    if Registry::default().with(layer.with_filter(level)).try_init().is_ok() {
+        let _ = LEVEL.set(handle); // the first call was the only one to get here
+    }
+}
+
+/// What is logged from now on; nothing happens before [`start`].
+pub fn set_level(level: Targets) {
+    if let Some(handle) = LEVEL.get() {
+        let _ = handle.reload(without_noise(level)); // the subscriber lives as long as the process
+    }
+}
+
+static LEVEL: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();
+
+/// Without a line for each old token of a client that comes back, which then gets a Retry: many, and nothing to do.
+fn without_noise(level: Targets) -> Targets {
+    level.with_target("quinn_proto::bloom_token_log", LevelFilter::ERROR)
 }
 
 /// Longest text from a peer in a log line, in bytes.

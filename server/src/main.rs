@@ -6,10 +6,11 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
+use culvert_server::admin::devices::Which;
 use culvert_server::admin::init::InitRequest;
 use culvert_server::admin::invite::InviteRequest;
 use culvert_server::admin::{self, AdminError, init, invite, lists};
-use culvert_server::config::{CONFIG_VARIABLE, Config, Flags, Loaded, Named};
+use culvert_server::config::{CONFIG_VARIABLE, Config, ConfigError, Flags, Loaded, Named};
 use culvert_server::times::parse_duration;
 use culvert_server::{gateway, log};
 
@@ -77,19 +78,31 @@ enum Command {
         /// Write it to a new file that only you can read
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
+        /// Also as a QR code
+        #[arg(long, conflicts_with_all = ["out", "json"])]
+        qr: bool,
+        /// NAME is a device (or a user with one device) that gets a new key and certificate, and keeps its name and
+        /// address
+        #[arg(long, conflicts_with = "uses")]
+        renew: bool,
         /// One JSON object
         #[arg(long)]
         json: bool,
     },
-    /// The devices that may connect
+    /// Invitations that are not used up
+    Invites {
+        #[command(subcommand)]
+        command: Invites,
+    },
+    /// The devices that may connect, or might until they were revoked
     Devices {
         #[command(subcommand)]
-        list: List,
+        command: Devices,
     },
     /// The open sessions
     Sessions {
         #[command(subcommand)]
-        list: List,
+        command: Sessions,
     },
     /// The running gateway as a whole
     Status {
@@ -99,6 +112,12 @@ enum Command {
     },
     /// Run the gateway until SIGTERM
     Run,
+    /// Let the running gateway read its configuration again; no session ends
+    Reload {
+        /// One JSON object
+        #[arg(long)]
+        json: bool,
+    },
     /// Say what is wrong with the configuration
     CheckConfig {
         /// Instead of the one that is in use
@@ -112,13 +131,107 @@ enum Command {
 }
 
 #[derive(Debug, Subcommand)]
-enum List {
+enum Invites {
+    /// Those that can be used
+    List {
+        /// Also those that are used, cancelled or past their end
+        #[arg(long)]
+        all: bool,
+        /// One JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Withdraw one, or all of a user's
+    Cancel {
+        /// The beginning of its id, or the user
+        #[arg(value_name = "ID|USER")]
+        which: String,
+        /// One JSON object
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Devices {
     /// All of them
     List {
         /// One JSON object
         #[arg(long)]
         json: bool,
     },
+    /// One, and what happened to it
+    Show {
+        /// user/device, its id, or its name when only one is called so
+        device: String,
+        /// One JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Call one something else
+    Rename {
+        /// user/device, its id, or its name when only one is called so
+        device: String,
+        /// The new name
+        name: String,
+        /// One JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Take its access away: its session ends at once, and it is refused from now on
+    Revoke {
+        #[command(flatten)]
+        which: Chosen,
+        /// One JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Give it its access back
+    Restore {
+        /// user/device, its id, or its name when only one is called so
+        device: String,
+        /// One JSON object
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Sessions {
+    /// All of them
+    List {
+        /// One JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// End a session; the device may come back at once
+    Kick {
+        #[command(flatten)]
+        which: Chosen,
+        /// One JSON object
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// One device, or a user's.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct Chosen {
+    /// user/device, its id, or its name when only one is called so
+    device: Option<String>,
+    /// All devices of this user
+    #[arg(long, value_name = "NAME")]
+    user: Option<String>,
+}
+
+impl Chosen {
+    fn which(self) -> Which {
+        match (self.user, self.device) {
+            (Some(user), _) => Which::OfUser(user),
+            (None, device) => Which::Device(device.unwrap_or_default()), // clap insists on one of them
+        }
+    }
 }
 
 fn main() -> ExitCode {
@@ -161,22 +274,33 @@ async fn execute(cli: Cli) -> anyhow::Result<String> {
             }
             if json { object(&done)? } else { done.text(dry_run) }
         }
-        Command::Invite { name, expires, uses, out, json } => {
+        Command::Invite { name, expires, uses, out, qr, renew, json } => {
             let lifetime = parse_duration(&expires).filter(|time| !time.is_zero());
             let lifetime = lifetime.ok_or(AdminError::BadDuration(expires))?;
-            let request = InviteRequest { user: name, lifetime, uses, out };
+            let request = InviteRequest { user: name, lifetime, uses, out, renew };
             let done = invite::invite(&config(place)?, &request).await?;
-            if json { object(&done.json()?)? } else { done.text() }
+            match (json, qr) {
+                (true, _) => object(&done.json()?)?,
+                (false, true) => done.text() + &done.qr()?,
+                (false, false) => done.text(),
+            }
         }
-        Command::Devices { list: List::List { json } } => lists::devices(&config(place)?, json).await?,
-        Command::Sessions { list: List::List { json } } => lists::sessions(&config(place)?, json)?,
+        Command::Invites { command } => invites(&config(place)?, command).await?,
+        Command::Devices { command } => devices(&config(place)?, command).await?,
+        Command::Sessions { command } => match command {
+            Sessions::List { json } => lists::sessions(&config(place)?, json)?,
+            Sessions::Kick { which, json } => admin::devices::kick(&config(place)?, &which.which(), json).await?,
+        },
         Command::Status { json } => lists::status(&config(place)?, json)?,
         Command::Run => {
-            let config = config(place)?;
-            log::start(config.log_format, config.log_level.clone());
-            gateway::run(config).await.map_err(AdminError::from)?;
+            let loaded = load(place, None, Named::MustExist)?;
+            log::start(loaded.config.log_format, loaded.config.log_level.clone());
+            let place = place.clone();
+            let again = move || read(&place, None, Named::MustExist);
+            gateway::run(loaded, again).await.map_err(AdminError::from)?;
             String::new()
         }
+        Command::Reload { json } => admin::reload(&config(place)?, json)?,
         Command::CheckConfig { file, show } => {
             let place = Place { config: file.or_else(|| place.config.clone()), ..place.clone() };
             admin::check_config(&load(&place, None, Named::MustExist)?, show)
@@ -190,6 +314,27 @@ async fn execute(cli: Cli) -> anyhow::Result<String> {
     })
 }
 
+async fn invites(config: &Config, command: Invites) -> Result<String, AdminError> {
+    match command {
+        Invites::List { all, json } => admin::invites::list(config, all, json).await,
+        Invites::Cancel { which, json } => admin::invites::cancel(config, &which, json).await,
+    }
+}
+
+async fn devices(config: &Config, command: Devices) -> Result<String, AdminError> {
+    let done = match command {
+        Devices::List { json } => return lists::devices(config, json).await,
+        Devices::Show { device, json } => return admin::devices::show(config, &device, json).await,
+        Devices::Rename { device, name, json } => admin::devices::rename(config, &device, &name, json).await?,
+        Devices::Revoke { which, json } => admin::devices::revoke(config, &which.which(), json).await?,
+        Devices::Restore { device, json } => admin::devices::restore(config, &device, json).await?,
+    };
+    if let Some(note) = done.note {
+        eprintln!("note: {note}");
+    }
+    Ok(done.text)
+}
+
 fn config(place: &Place) -> Result<Config, AdminError> {
     Ok(load(place, None, Named::MustExist)?.config)
 }
@@ -197,6 +342,10 @@ fn config(place: &Place) -> Result<Config, AdminError> {
 type Setting = (&'static str, &'static str, &'static str, String);
 
 fn load(place: &Place, more: Option<Setting>, named: Named) -> Result<Loaded, AdminError> {
+    Ok(read(place, more, named)?)
+}
+
+fn read(place: &Place, more: Option<Setting>, named: Named) -> Result<Loaded, ConfigError> {
     let settings = [
         place.state_dir.clone().map(|dir| ("--state-dir", "state", "dir", absolute(dir))),
         place.socket.clone().map(|path| ("--socket", "control", "socket", absolute(path))),
@@ -205,7 +354,7 @@ fn load(place: &Place, more: Option<Setting>, named: Named) -> Result<Loaded, Ad
     let flags = Flags { config: place.config.clone(), settings: settings.into_iter().flatten().collect() };
     let environment =
         std::env::vars_os().filter_map(|(name, text)| Some((name.into_string().ok()?, text.into_string().ok()?)));
-    Ok(Config::load(&flags, environment, named)?)
+    Config::load(&flags, environment, named)
 }
 
 /// A path on the command line is meant from here; one in a file has to be absolute.

@@ -54,10 +54,19 @@ impl Nat {
     /// # Errors
     /// [`NatError`]; nothing has changed then.
     pub fn apply(device: &str, pool: &Pool, isolation: bool) -> Result<Self, NatError> {
-        let table = table_name(device);
-        apply(&table, &ruleset(&table, device, pool, isolation))?;
-        Ok(Self { table })
+        put(device, pool, isolation)?;
+        Ok(Self { table: table_name(device) })
     }
+}
+
+/// Puts a table in force in place of the one that is there, in one step; whoever holds that one's [`Nat`]
+/// holds this one's.
+///
+/// # Errors
+/// [`NatError`]; nothing has changed then.
+pub fn put(device: &str, pool: &Pool, isolation: bool) -> Result<(), NatError> {
+    let table = table_name(device);
+    apply(&table, &ruleset(&table, device, pool, isolation))
 }
 
 impl Drop for Nat {

@@ -31,6 +31,9 @@ pub trait Registry: Clone + Send + Sync + 'static {
     /// The invitation with this id; `None` when this gateway never issued it.
     fn invitation(&self, id: &[u8]) -> impl Future<Output = Result<Option<Invitation>, RegistryError>> + Send;
 
+    /// Every invitation that was ever made, newest first.
+    fn invitations(&self) -> impl Future<Output = Result<Vec<Invitation>, RegistryError>> + Send;
+
     /// Withdraws an invitation. False when there is nothing to withdraw: unknown, or withdrawn
     /// before.
     fn cancel_invitation(
@@ -50,11 +53,70 @@ pub trait Registry: Clone + Send + Sync + 'static {
         spki_sha256: &[u8; 32],
     ) -> impl Future<Output = Result<Option<Device>, RegistryError>> + Send;
 
+    /// The devices that people may mean by a name: `user/device`, an id, or a device's own name,
+    /// which devices of several users may have.
+    fn find_devices(&self, name: &str) -> impl Future<Output = Result<Vec<Device>, RegistryError>> + Send;
+
+    /// A user's devices, in the order of their names.
+    fn devices_of(&self, user: &str) -> impl Future<Output = Result<Vec<Device>, RegistryError>> + Send;
+
     /// Every device, in the order of their users' and their own names.
     fn devices(&self) -> impl Future<Output = Result<Vec<Device>, RegistryError>> + Send;
 
-    /// Notes that a device was here.
-    fn saw(&self, device: &str, now: OffsetDateTime) -> impl Future<Output = Result<(), RegistryError>> + Send;
+    /// Every user, in the order of their names.
+    fn users(&self) -> impl Future<Output = Result<Vec<User>, RegistryError>> + Send;
+
+    /// A device that is not revoked and whose address the pool does not hold.
+    fn stranded(&self, pool: &Pool) -> impl Future<Output = Result<Option<Device>, RegistryError>> + Send;
+
+    /// Notes which devices were here.
+    fn saw(&self, seen: &[Seen]) -> impl Future<Output = Result<(), RegistryError>> + Send;
+
+    /// Removes a device's access. False when it had none.
+    fn revoke(
+        &self,
+        device: &str,
+        now: OffsetDateTime,
+        actor: &str,
+    ) -> impl Future<Output = Result<bool, RegistryError>> + Send;
+
+    /// Gives a revoked device its access back. False when it was not revoked.
+    fn restore(
+        &self,
+        device: &str,
+        now: OffsetDateTime,
+        actor: &str,
+    ) -> impl Future<Output = Result<bool, RegistryError>> + Send;
+
+    /// Calls a device something else.
+    fn rename(
+        &self,
+        device: &str,
+        name: &str,
+        now: OffsetDateTime,
+        actor: &str,
+    ) -> impl Future<Output = Result<Renamed, RegistryError>> + Send;
+
+    /// Notes a device's new certificate for the key that it has. False when it has another key, or
+    /// is revoked or unknown: the certificate is worth nothing then.
+    fn renew(
+        &self,
+        device: &str,
+        certificate: &Certificate<'_>,
+        now: OffsetDateTime,
+    ) -> impl Future<Output = Result<bool, RegistryError>> + Send;
+
+    /// How many devices and invitations there are of each kind.
+    fn counts(&self, now: OffsetDateTime) -> impl Future<Output = Result<Counts, RegistryError>> + Send;
+
+    /// The number of the newest event; 0 before the first.
+    fn last_event(&self) -> impl Future<Output = Result<i64, RegistryError>> + Send;
+
+    /// The events after this number, oldest first: how a running gateway notices what others changed.
+    fn events_after(&self, id: i64, at_most: u32) -> impl Future<Output = Result<Vec<Event>, RegistryError>> + Send;
+
+    /// What happened to one device (by id) or user (by name), newest first.
+    fn history(&self, target: &str, at_most: u32) -> impl Future<Output = Result<Vec<Event>, RegistryError>> + Send;
 }
 
 /// Facts about the gateway that the registry keeps.
@@ -103,6 +165,8 @@ pub struct Invitation {
     pub cancelled_at: Option<OffsetDateTime>,
     /// When it last made a device, and what that is called.
     pub last_use: Option<(OffsetDateTime, String)>,
+    /// The id of the device that it gives a new key and certificate, instead of adding one.
+    pub renews: Option<String>,
 }
 
 impl Invitation {
@@ -151,12 +215,97 @@ pub struct Device {
     pub revoked_at: Option<OffsetDateTime>,
 }
 
+/// Somebody who has devices, or was invited.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct User {
+    /// Their name.
+    pub name: String,
+    /// When they were first invited.
+    pub created: OffsetDateTime,
+    /// Devices they ever had.
+    pub devices: u64,
+    /// How many of these are revoked.
+    pub revoked: u64,
+}
+
+/// A device that opened or closed a session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// Its id.
+    pub device: String,
+    /// When.
+    pub at: OffsetDateTime,
+}
+
+/// A device's new certificate.
+#[derive(Clone, Copy, Debug)]
+pub struct Certificate<'a> {
+    /// SHA-256 of its key's DER SubjectPublicKeyInfo.
+    pub spki_sha256: [u8; 32],
+    /// Its serial number, hexadecimal.
+    pub serial: &'a str,
+    /// Its end.
+    pub not_after: OffsetDateTime,
+}
+
+/// What became of [`Registry::rename`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Renamed {
+    /// It has the new name.
+    Done,
+    /// It was called so before.
+    Same,
+    /// Another device of the user is called so; nothing was changed.
+    Taken,
+    /// There is no such device.
+    Gone,
+}
+
+/// How many there are of each kind. The states of devices, and those of invitations, exclude each
+/// other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Devices that may connect.
+    pub active: u64,
+    /// Devices whose certificate has ended.
+    pub expired: u64,
+    /// Devices that were revoked.
+    pub revoked: u64,
+    /// Of the active ones, those whose certificate ends within a week.
+    pub expiring_in_7_days: u64,
+    /// The same within 30 days.
+    pub expiring_in_30_days: u64,
+    /// Invitations that can be used.
+    pub invitations_open: u64,
+    /// Invitations that are used up.
+    pub invitations_used: u64,
+    /// Invitations that have ended before they were used up.
+    pub invitations_expired: u64,
+    /// Invitations that were withdrawn before.
+    pub invitations_cancelled: u64,
+}
+
+/// One change of the registry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// Counts up.
+    pub id: i64,
+    /// When.
+    pub at: OffsetDateTime,
+    /// What: `invite`, `invite_cancel`, `enrol_ok`, `renewed`, `renamed`, `revoked` or `restored`.
+    pub event: String,
+    /// Who.
+    pub actor: String,
+    /// A device's id, or for invitations a user's name.
+    pub target: String,
+}
+
 /// A device about to be added.
 #[derive(Clone, Debug)]
 pub struct Enrolment<'a> {
     /// The invitation whose secret the client has proved.
     pub invitation: &'a [u8],
-    /// The new device's id.
+    /// The new device's id, or that of the device which the invitation renews.
     pub device: &'a str,
     /// What its owner calls it; a number is appended when the user has such a device.
     pub name: &'a str,

@@ -1,7 +1,13 @@
 //! The gateway's loop: what the shards tell, whom the conversations admit, what administrators
 //! ask. One task owns the table of links; it never waits for a client.
 
-use std::collections::{BTreeMap, HashMap};
+mod reconfigure;
+mod upkeep;
+
+pub use upkeep::Proof;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,12 +22,16 @@ use culvert_tunnel::stats::LinkStats;
 use futures_util::StreamExt;
 use futures_util::stream::{self, SelectAll};
 use time::OffsetDateTime;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::admit::{self, Rates};
+use crate::challenges::Challenges;
+use crate::changes::{self, Changes, Poke};
 use crate::control_socket::{Asked, Request, Response, SessionInfo, ShardInfo, StatusInfo};
 use crate::conversation::{Admission, Conversation, FRAMES, Office, auth_failed};
-use crate::registry::{Device, Registry};
+use crate::leaf::Leaf;
+use crate::registry::{Device, Registry, RegistryError, Seen};
+use crate::reload::{Judged, Reloader};
 use crate::times::rfc3339;
 
 /// Enrolments at once, apart from sessions: strangers cannot keep enrolled devices out.
@@ -29,7 +39,11 @@ const ENROLMENTS: usize = 128;
 /// Connections that may be judged at once, enrolments among them.
 const CONVERSATIONS: usize = 1024;
 /// Notes on who was here that may wait for the disk; more are dropped.
-const NOTES: usize = 256;
+const NOTES: usize = 4096;
+/// Administrators who may wait at once for the registry to be read.
+const POKES: usize = 16;
+/// How often the age of the gateway's own certificate is looked at.
+const LEAF_EVERY: Duration = Duration::from_secs(6 * 3_600);
 /// Messages a second that an open session may send; an honest client sends a few an hour.
 const MESSAGES_PER_SECOND: u32 = 20;
 /// How long the shards may take to say goodbye.
@@ -43,11 +57,18 @@ pub struct Sessions<R, D: Interface> {
     links: HashMap<LinkId, Link>,
     /// Device id → its open session.
     devices: HashMap<String, LinkId>,
+    challenges: Challenges,
+    reloader: Reloader,
+    leaf: Leaf,
     rates: Option<Rates>,
     conversations: Arc<Semaphore>,
     enrolments: Arc<Semaphore>,
     admissions: (mpsc::Sender<Admission>, mpsc::Receiver<Admission>),
-    notes: mpsc::Sender<String>,
+    notes: mpsc::Sender<Seen>,
+    /// Devices that were revoked while this gateway runs: one that was judged just before is not let in just after.
+    revoked: HashSet<String>,
+    changes: mpsc::Receiver<Changes>,
+    pokes: mpsc::Sender<Poke>,
     /// Sessions that have ended, by why.
     ended: BTreeMap<String, u64>,
     started: OffsetDateTime,
@@ -71,6 +92,9 @@ struct Session {
     remote: SocketAddr,
     since: OffsetDateTime,
     messages: Bucket,
+    proof: Proof,
+    /// When it last asked for a new certificate.
+    renewed: Option<Instant>,
 }
 
 /// Why the loop ended by itself.
@@ -89,23 +113,42 @@ pub enum LoopError {
 
 impl<R: Registry, D: Interface> Sessions<R, D> {
     /// An empty table over running shards.
-    pub fn new(office: Arc<Office<R>>, shards: Vec<ShardHandle<D>>) -> Self {
+    ///
+    /// # Errors
+    /// [`RegistryError`] when the registry cannot be read.
+    pub async fn new(
+        office: Arc<Office<R>>,
+        shards: Vec<ShardHandle<D>>,
+        leaf: Leaf,
+        reloader: Reloader,
+    ) -> Result<Self, RegistryError> {
         let (notes, queue) = mpsc::channel(NOTES);
         tokio::spawn(keep_notes(office.registry.clone(), queue));
+        let (told, changes) = mpsc::channel(1);
+        let (pokes, poked) = mpsc::channel(POKES);
+        let last = office.registry.last_event().await?;
+        tokio::spawn(changes::watch(office.registry.clone(), last, poked, told));
         let rates = office.config.handshakes_per_second.map(Rates::new);
-        Self {
+        let challenges = Challenges::new(office.config.rechallenge);
+        Ok(Self {
             office,
             shards,
             links: HashMap::new(),
             devices: HashMap::new(),
+            challenges,
+            reloader,
+            leaf,
             rates,
             conversations: Arc::new(Semaphore::new(CONVERSATIONS)),
             enrolments: Arc::new(Semaphore::new(ENROLMENTS)),
             admissions: mpsc::channel(CONVERSATIONS),
             notes,
+            revoked: HashSet::new(),
+            changes,
+            pokes,
             ended: BTreeMap::new(),
             started: OffsetDateTime::now_utc(),
-        }
+        })
     }
 
     /// Serves until `stop` completes, then closes every session with [`Close::Shutdown`].
@@ -121,7 +164,9 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
         let mut events: SelectAll<_> =
             events.into_iter().map(|mut events| stream::poll_fn(move |context| events.poll_recv(context))).collect();
         tokio::pin!(stop);
+        let mut leaf_due = tokio::time::interval(LEAF_EVERY);
         let outcome = loop {
+            let due = self.challenges.poll_timeout();
             tokio::select! {
                 () = &mut stop => break Ok(()),
                 event = events.next() => match event {
@@ -130,9 +175,10 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
                     None => break Err(LoopError::ShardGone),
                 },
                 Some(admission) = self.admissions.1.recv() => self.on_admission(admission).await,
-                Some((request, reply)) = asked.recv() => {
-                    let _ = reply.send(self.answer(request).await); // the asker may have gone
-                }
+                Some(changes) = self.changes.recv() => self.on_changes(changes).await,
+                () = reached(due) => self.on_challenges_due().await,
+                _ = leaf_due.tick() => self.renew_leaf().await,
+                Some((request, reply)) = asked.recv() => self.on_request(request, reply).await,
             }
         };
         for shard in &self.shards {
@@ -234,10 +280,11 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
         match message {
             Ok(FromClient::Path { mtu_bytes }) => tracing::debug!(?link, mtu_bytes, "the client's inner MTU"),
             Ok(FromClient::Goodbye) => self.close(link, Close::Goodbye, "").await,
-            Ok(FromClient::Renew { .. }) => {
-                self.send(link, &FromServer::Unsupported { what: "renew".into() }).await;
+            Ok(FromClient::Renew { csr }) => self.on_renew(link, csr),
+            Ok(FromClient::ChallengeAnswer { nonce, signature }) => {
+                self.on_challenge_answer(link, &nonce, &signature).await;
             }
-            Ok(FromClient::Hello(_) | FromClient::ChallengeAnswer { .. }) => {
+            Ok(FromClient::Hello(_)) => {
                 self.close(link, Close::Unexpected, "this message does not belong here").await;
             }
             Err(FrameError::Unknown(what)) => self.send(link, &FromServer::Unsupported { what }).await,
@@ -248,10 +295,13 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
         }
     }
 
-    async fn on_admission(&mut self, Admission { link, device, lease, hello }: Admission) {
+    async fn on_admission(&mut self, Admission { link, device, lease, hello, proof }: Admission) {
         // It may have closed while it was judged.
         let Some(Link::Talking { remote, .. }) = self.links.get(&link) else { return };
         let remote = *remote;
+        if self.revoked.contains(&device.id) {
+            return self.close(link, Close::Wait, "the device's access was changed just now; come again").await;
+        }
         if let Some(older) = self.devices.insert(device.id.clone(), link) {
             self.replace(older).await;
         }
@@ -275,7 +325,9 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
         );
         self.note(&device);
         let messages = Bucket::new(MESSAGES_PER_SECOND, MESSAGES_PER_SECOND);
-        let session = Session { device, lease, hello, remote, since: OffsetDateTime::now_utc(), messages };
+        self.challenges.admit(link, Instant::now(), random());
+        let since = OffsetDateTime::now_utc();
+        let session = Session { device, lease, hello, remote, since, messages, proof, renewed: None };
         self.links.insert(link, Link::Open(Box::new(session)));
     }
 
@@ -289,6 +341,7 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
     fn on_closed(&mut self, link: LinkId, down: &Down, remote: SocketAddr, established: bool, stats: &LinkStats) {
         match self.links.remove(&link) {
             Some(Link::Open(session)) => {
+                self.challenges.forget(link);
                 let Session { device, since, .. } = *session;
                 if self.devices.get(&device.id) == Some(&link) {
                     self.devices.remove(&device.id);
@@ -314,46 +367,121 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
         }
     }
 
-    async fn answer(&self, request: Request) -> Response {
+    async fn on_changes(&mut self, Changes { events, asked }: Changes) {
+        let mut closed = 0;
+        for event in events {
+            match event.event.as_str() {
+                "revoked" => {
+                    let reason = format!("an administrator removed this device on {}", event.at.date());
+                    closed += usize::from(self.end_session(&event.target, Close::Revoked, &reason).await);
+                    self.revoked.insert(event.target);
+                }
+                "restored" => {
+                    self.revoked.remove(&event.target);
+                }
+                _ => {}
+            }
+        }
+        if let Some(asked) = asked {
+            let _ = asked.send(closed); // whoever asked may have gone
+        }
+    }
+
+    async fn on_request(&mut self, request: Request, reply: oneshot::Sender<Response>) {
+        let response = match request {
+            Request::Changed => {
+                let (poke, told) = oneshot::channel();
+                if self.pokes.try_send(poke).is_ok() {
+                    tokio::spawn(async move {
+                        if let Ok(sessions) = told.await {
+                            let _ = reply.send(Response::Closed { sessions }); // see below
+                        }
+                    });
+                }
+                return; // without a reply the asker is told that it failed
+            }
+            Request::Reload => self.tell_reload().await,
+            Request::Kick { devices } => {
+                let mut sessions = 0;
+                for device in devices {
+                    let reason = "an administrator ended the session";
+                    sessions += usize::from(self.end_session(&device, Close::Kicked, reason).await);
+                }
+                Response::Closed { sessions }
+            }
+            Request::Sessions => self.tell_sessions().await,
+            Request::Status => self.tell_status().await,
+        };
+        let _ = reply.send(response); // the asker may have gone
+    }
+
+    async fn tell_reload(&mut self) -> Response {
+        match self.reload().await {
+            Ok(Judged { applied, needs_restart }) => {
+                let (now, later) = (applied.join(" "), needs_restart.join(" "));
+                tracing::info!(event = "config_reloaded", applied = now, needs_restart = later);
+                Response::Reloaded { applied, needs_restart }
+            }
+            Err(error) => {
+                tracing::error!(event = "config_invalid", %error);
+                Response::NotReloaded { message: error.to_string() }
+            }
+        }
+    }
+
+    /// Closes the device's session; false when it has none.
+    async fn end_session(&mut self, device: &str, code: Close, reason: &str) -> bool {
+        let Some(link) = self.devices.get(device).copied() else { return false };
+        self.close(link, code, reason).await;
+        true
+    }
+
+    /// The counters of all shards, and of every link.
+    async fn inspect(&self) -> (Vec<ShardInfo>, HashMap<LinkId, LinkStats>) {
         let mut shards = Vec::new();
-        let mut stats = HashMap::new();
+        let mut links = HashMap::new();
         for shard in &self.shards {
             if let Ok(inspection) = shard.inspect().await {
                 shards.push(ShardInfo::from(&inspection.shard));
-                stats.extend(inspection.links);
+                links.extend(inspection.links);
             }
         }
-        let open = self.links.iter().filter_map(|(link, state)| match state {
-            Link::Open(session) => Some((link, session)),
+        (shards, links)
+    }
+
+    fn open(&self) -> impl Iterator<Item = (LinkId, &Session)> {
+        self.links.iter().filter_map(|(link, state)| match state {
+            Link::Open(session) => Some((*link, &**session)),
             _ => None,
-        });
-        match request {
-            Request::Sessions => {
-                let mut sessions: Vec<SessionInfo> =
-                    open.map(|(link, session)| session.info(stats.get(link))).collect();
-                sessions.sort_by(|a, b| (&a.user, &a.device).cmp(&(&b.user, &b.device)));
-                Response::Sessions { sessions }
-            }
-            Request::Status => {
-                let Office { config, settings, .. } = &*self.office;
-                let sessions = open.count();
-                let pool = settings.pool;
-                Response::Status(Box::new(StatusInfo {
-                    version: env!("CARGO_PKG_VERSION").into(),
-                    since: rfc3339(self.started),
-                    endpoints: settings.endpoints(),
-                    listen: config.listen.to_string(),
-                    device: config.device.clone(),
-                    networks: std::iter::once(pool.ipv4().to_string())
-                        .chain(pool.ipv6().map(|network| network.to_string()))
-                        .collect(),
-                    sessions,
-                    pending: CONVERSATIONS - self.conversations.available_permits(),
-                    ended: self.ended.clone(),
-                    shards,
-                }))
-            }
-        }
+        })
+    }
+
+    async fn tell_sessions(&self) -> Response {
+        let (_, stats) = self.inspect().await;
+        let mut sessions: Vec<SessionInfo> =
+            self.open().map(|(link, session)| session.info(stats.get(&link))).collect();
+        sessions.sort_by(|a, b| (&a.user, &a.device).cmp(&(&b.user, &b.device)));
+        Response::Sessions { sessions }
+    }
+
+    async fn tell_status(&self) -> Response {
+        let (shards, _) = self.inspect().await;
+        let Office { config, settings, .. } = &*self.office;
+        let pool = settings.pool;
+        Response::Status(Box::new(StatusInfo {
+            version: env!("CARGO_PKG_VERSION").into(),
+            since: rfc3339(self.started),
+            endpoints: settings.endpoints(),
+            listen: config.listen.to_string(),
+            device: config.device.clone(),
+            networks: std::iter::once(pool.ipv4().to_string())
+                .chain(pool.ipv6().map(|network| network.to_string()))
+                .collect(),
+            sessions: self.open().count(),
+            pending: CONVERSATIONS - self.conversations.available_permits(),
+            ended: self.ended.clone(),
+            shards,
+        }))
     }
 
     fn shard(&self, link: LinkId) -> Option<&ShardHandle<D>> {
@@ -379,7 +507,7 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
 
     /// Notes that the device was here. Nothing hangs on it, so a slow disk may lose it.
     fn note(&self, device: &Device) {
-        let _ = self.notes.try_send(device.id.clone());
+        let _ = self.notes.try_send(Seen { device: device.id.clone(), at: OffsetDateTime::now_utc() });
     }
 }
 
@@ -423,10 +551,27 @@ fn is_validated_refusal(down: &Down) -> bool {
     matches!(down, Down::Tls { alert, local: true } if CERTIFICATE.contains(alert))
 }
 
-async fn keep_notes(registry: impl Registry, mut notes: mpsc::Receiver<String>) {
-    while let Some(device) = notes.recv().await {
-        if let Err(error) = registry.saw(&device, OffsetDateTime::now_utc()).await {
+async fn reached(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Spreads what would otherwise happen at once; nothing secret hangs on it.
+fn random() -> u32 {
+    RandomState::new().hash_one(0) as u32
+}
+
+/// Notes of one second are one transaction: ten thousand clients that come back cost a few.
+async fn keep_notes(registry: impl Registry, mut notes: mpsc::Receiver<Seen>) {
+    const TOGETHER: Duration = Duration::from_secs(1);
+    let mut seen = Vec::with_capacity(NOTES);
+    while notes.recv_many(&mut seen, NOTES).await > 0 {
+        if let Err(error) = registry.saw(&seen).await {
             tracing::warn!(event = "registry_failed", %error);
         }
+        seen.clear();
+        tokio::time::sleep(TOGETHER).await;
     }
 }

@@ -110,6 +110,12 @@ impl StateDir {
         }
     }
 
+    /// True while a gateway (or an `init`) uses the directory.
+    pub fn is_locked(&self) -> bool {
+        let Ok(file) = File::open(self.root.join(".lock")) else { return false };
+        matches!(flock(&file, FlockOperation::NonBlockingLockShared), Err(rustix::io::Errno::WOULDBLOCK))
+    }
+
     /// Makes CA, leaf and registry in one step: afterwards all of them are on disk, or none.
     ///
     /// # Errors

@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use culvert_server::addresses::Pool;
 use culvert_server::registry::sqlite::SqliteRegistry;
-use culvert_server::registry::{Device, EnrolError, Enrolment, Invitation, Meta, Registry, RegistryError};
+use culvert_server::registry::{
+    Certificate, Device, EnrolError, Enrolment, Invitation, Meta, Registry, RegistryError, Renamed,
+};
 use time::OffsetDateTime;
 
 #[tokio::test]
@@ -85,13 +87,184 @@ async fn a_network_that_grew_downwards_still_takes_new_devices() {
 }
 
 #[tokio::test]
+async fn when_the_end_of_the_network_is_reached_a_gap_is_found() {
+    let home = Home::new();
+    let registry = home.create().await;
+    invite(&registry, b"i", "anna", 99).await;
+    let network = |text: &str| Pool::new(text.parse().unwrap(), None);
+    let enrolled = async |pool: Pool, number| {
+        let enrolment = Enrolment { pool, devices_per_user: None, ..request(b"i", number) };
+        registry.enrol(&enrolment).await.map(|device| device.ipv4.to_string())
+    };
+    // The upper half is full, and then the network grows downwards.
+    for number in 0..5 {
+        enrolled(network("10.9.8.8/29"), number).await.unwrap();
+    }
+    let grown = network("10.9.8.0/28");
+    let mut given = Vec::new();
+    for number in 5..13 {
+        given.push(enrolled(grown, number).await.unwrap());
+    }
+    given.sort();
+    let gaps = ["10.9.8.2", "10.9.8.3", "10.9.8.4", "10.9.8.5", "10.9.8.6", "10.9.8.7", "10.9.8.8", "10.9.8.9"];
+    assert_eq!(given, gaps);
+    assert!(matches!(enrolled(grown, 13).await, Err(EnrolError::PoolFull(_))));
+}
+
+#[tokio::test]
+async fn a_device_is_revoked_and_restored_once_and_all_of_it_is_on_record() {
+    let home = Home::new();
+    let registry = home.create().await;
+    invite(&registry, b"i", "anna", 1).await;
+    let device = enrol(&registry, b"i", 1).await.unwrap();
+    let before = registry.last_event().await.unwrap();
+    assert!(!registry.restore(&device.id, now(), "test").await.unwrap());
+    assert!(registry.revoke(&device.id, now(), "test").await.unwrap());
+    assert!(!registry.revoke(&device.id, now(), "test").await.unwrap());
+    assert_eq!(registry.device_by_key(&key(1)).await.unwrap().unwrap().revoked_at, Some(now()));
+    assert!(registry.restore(&device.id, now(), "test").await.unwrap());
+    let told: Vec<_> = registry.events_after(before, 10).await.unwrap();
+    let told: Vec<_> = told.iter().map(|event| (event.event.as_str(), event.target.as_str())).collect();
+    assert_eq!(told, [("revoked", device.id.as_str()), ("restored", device.id.as_str())]);
+    assert_eq!(registry.events_after(before, 1).await.unwrap().len(), 1);
+    assert_eq!(registry.history(&device.id, 1).await.unwrap()[0].event, "restored");
+    assert!(!registry.revoke("nobody", now(), "test").await.unwrap());
+}
+
+#[tokio::test]
+async fn a_device_is_found_by_user_and_name_by_id_and_by_name() {
+    let home = Home::new();
+    let registry = home.create().await;
+    invite(&registry, b"a", "anna", 2).await;
+    invite(&registry, b"b", "ben", 1).await;
+    for (invitation, number) in [(b"a", 1), (b"a", 2), (b"b", 3)] {
+        enrol(&registry, invitation, number).await.unwrap();
+    }
+    let found = async |name: &str| -> Vec<String> {
+        let devices = registry.find_devices(name).await.unwrap();
+        devices.iter().map(|device| format!("{}/{}", device.user, device.name)).collect()
+    };
+    assert_eq!(found("laptop").await, ["anna/laptop", "ben/laptop"]);
+    assert_eq!(found("anna/laptop-2").await, ["anna/laptop-2"]);
+    assert_eq!(found("device-3").await, ["ben/laptop"]);
+    assert!(found("anna").await.is_empty() && found("").await.is_empty() && found("anna/").await.is_empty());
+    let users = registry.users().await.unwrap();
+    let users: Vec<_> = users.iter().map(|user| (user.name.as_str(), user.devices, user.revoked)).collect();
+    assert_eq!(users, [("anna", 2, 0), ("ben", 1, 0)]);
+}
+
+#[tokio::test]
+async fn a_device_gets_another_name_unless_its_user_has_one_of_that_name() {
+    let home = Home::new();
+    let registry = home.create().await;
+    invite(&registry, b"i", "anna", 2).await;
+    let [first, second] = [enrol(&registry, b"i", 1).await.unwrap(), enrol(&registry, b"i", 2).await.unwrap()];
+    let rename = async |id: &str, name: &str| registry.rename(id, name, now(), "test").await.unwrap();
+    assert_eq!(rename(&second.id, "laptop").await, Renamed::Taken);
+    assert_eq!(rename(&first.id, "laptop").await, Renamed::Same);
+    assert_eq!(rename(&first.id, "mac").await, Renamed::Done);
+    assert_eq!(rename(&second.id, "laptop").await, Renamed::Done);
+    assert_eq!(rename("nobody", "x").await, Renamed::Gone);
+}
+
+#[tokio::test]
+async fn a_certificate_is_renewed_for_the_key_that_the_device_has_and_no_other() {
+    let home = Home::new();
+    let registry = home.create().await;
+    invite(&registry, b"i", "anna", 1).await;
+    let device = enrol(&registry, b"i", 1).await.unwrap();
+    let later = now() + time::Duration::DAY * 60;
+    let renew = async |number| {
+        let certificate = Certificate { spki_sha256: key(number), serial: "0b", not_after: later };
+        registry.renew(&device.id, &certificate, now()).await.unwrap()
+    };
+    assert!(!renew(2).await);
+    assert!(renew(1).await);
+    let renewed = registry.device_by_key(&key(1)).await.unwrap().unwrap();
+    assert_eq!((renewed.serial.as_str(), renewed.not_after, renewed.ipv4), ("0b", later, device.ipv4));
+    registry.revoke(&device.id, now(), "test").await.unwrap();
+    assert!(!renew(1).await);
+}
+
+#[tokio::test]
+async fn a_renewing_invitation_gives_a_known_device_a_new_key_and_no_second_one() {
+    let home = Home::new();
+    let registry = home.create().await;
+    invite(&registry, b"i", "anna", 1).await;
+    let device = enrol(&registry, b"i", 1).await.unwrap();
+    for (id, number) in [(b"r1", 2), (b"r2", 3)] {
+        let renewing = Invitation { renews: Some(device.id.clone()), ..invitation(id, "anna", 1) };
+        registry.add_invitation(&renewing, "test").await.unwrap();
+        // The limit counts devices, and this makes none.
+        let enrolment = Enrolment { device: &device.id, devices_per_user: Some(1), ..request(id, number) };
+        let again = registry.enrol(&enrolment).await.unwrap();
+        assert_eq!((again.id.as_str(), again.ipv4), (device.id.as_str(), device.ipv4));
+        assert!(matches!(enrol(&registry, id, 9).await, Err(EnrolError::Used { .. })));
+    }
+    assert_eq!(registry.device_by_key(&key(1)).await.unwrap(), None);
+    assert_eq!(registry.devices().await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn devices_and_invitations_are_counted_by_what_they_are() {
+    let home = Home::new();
+    let registry = home.create().await;
+    invite(&registry, b"used", "anna", 3).await;
+    for number in 0..3 {
+        let days = [3, 20, 80][number as usize];
+        let enrolment = Enrolment { not_after: now() + time::Duration::days(days), ..request(b"used", number) };
+        registry.enrol(&enrolment).await.unwrap();
+    }
+    invite(&registry, b"open", "anna", 1).await;
+    invite(&registry, b"cancelled", "anna", 1).await;
+    registry.cancel_invitation(b"cancelled", now(), "test").await.unwrap();
+    registry.revoke("device-2", now(), "test").await.unwrap();
+    let counts = registry.counts(now()).await.unwrap();
+    let told = (counts.active, counts.expired, counts.revoked, counts.expiring_in_7_days, counts.expiring_in_30_days);
+    assert_eq!(told, (2, 0, 1, 1, 2));
+    let invitations = (counts.invitations_open, counts.invitations_used, counts.invitations_cancelled);
+    assert_eq!((invitations, counts.invitations_expired), ((1, 1, 1), 0));
+    let later = registry.counts(now() + time::Duration::days(10)).await.unwrap();
+    assert_eq!((later.active, later.expired, later.invitations_expired), (1, 1, 1));
+}
+
+#[tokio::test]
+async fn a_registry_of_the_first_version_is_brought_up_to_date() {
+    let home = Home::new();
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(home.file()).create_if_missing(true);
+    let pool = sqlx::SqlitePool::connect_with(options).await.unwrap();
+    let mut first = sqlx::migrate!("./migrations");
+    first.migrations.to_mut().truncate(1);
+    first.run(&pool).await.unwrap();
+    for statement in [
+        "INSERT INTO users (id, name, created) VALUES (1, 'anna', 1)",
+        "INSERT INTO devices (id, user, name, spki_sha256, serial, not_after, ipv4, created)
+         VALUES ('d', 1, 'mac', zeroblob(32), '0a', 1, '100.77.3.254', 1)",
+    ] {
+        sqlx::query(statement).execute(&pool).await.unwrap();
+    }
+    pool.close().await;
+    let registry = SqliteRegistry::open(&home.file()).await.unwrap();
+    invite(&registry, b"i", "anna", 9).await;
+    // The last address of the network is taken by the old device: the number was read from its text.
+    let pool = request(b"i", 1).pool;
+    assert_eq!(registry.stranded(&pool).await.unwrap(), None);
+    assert_eq!(enrol(&registry, b"i", 1).await.unwrap().ipv4.to_string(), "100.77.3.2");
+    let other = Pool::new("100.77.4.0/24".parse().unwrap(), None);
+    assert_eq!(registry.stranded(&other).await.unwrap().unwrap().id, "device-1");
+}
+
+#[tokio::test]
 async fn a_second_device_of_the_same_name_gets_a_number_and_a_known_key_is_refused() {
     let home = Home::new();
     let registry = home.create().await;
-    invite(&registry, b"i", "anna", 9).await;
+    invite(&registry, b"i", "anna", 99).await;
     enrol(&registry, b"i", 1).await.unwrap();
-    assert_eq!(enrol(&registry, b"i", 2).await.unwrap().name, "laptop-2");
-    let again = Enrolment { spki_sha256: key(1), ..request(b"i", 3) };
+    for number in 2..20 {
+        let enrolment = Enrolment { devices_per_user: None, ..request(b"i", number) };
+        assert_eq!(registry.enrol(&enrolment).await.unwrap().name, format!("laptop-{number}"));
+    }
+    let again = Enrolment { spki_sha256: key(1), devices_per_user: None, ..request(b"i", 20) };
     assert!(matches!(registry.enrol(&again).await, Err(EnrolError::KnownKey)));
 }
 
@@ -339,6 +512,7 @@ fn invitation(id: &[u8], user: &str, uses_allowed: u32) -> Invitation {
         expires: now() + time::Duration::HOUR,
         cancelled_at: None,
         last_use: None,
+        renews: None,
     }
 }
 

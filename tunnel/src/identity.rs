@@ -18,8 +18,7 @@ mod tests;
 pub use authority::{Authority, Issued, MAX_CSR};
 pub use credential::{Credential, PrivatePem};
 pub use device::{DeviceId, DeviceKey, verify_challenge};
-pub(crate) use facts::is_signed_by;
-pub use facts::{CertificateFacts, verify_csr};
+pub use facts::{CertificateFacts, is_device_certificate, verify_csr};
 pub use names::{MAX_NAME, printable};
 pub use pin::Pin;
 

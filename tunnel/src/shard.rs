@@ -263,6 +263,8 @@ impl<D: Device> Shard<D> {
             Command::Admit { link, lease } => self.engine.admit(link, lease),
             Command::Close { link, code, reason } => self.engine.close(now, link, code, reason),
             Command::Echo { link } => self.engine.echo(now, link),
+            Command::Serve(transport) => self.engine.serve(transport),
+            Command::Judge(policy) => self.engine.judge(policy),
             Command::Attach(device) => {
                 self.engine.on_attached(device.offload());
                 self.device = Some(device);

@@ -8,10 +8,11 @@ use culvert_tunnel::invitation::{self, InvitationId, Secret};
 use serde::Serialize;
 use time::OffsetDateTime;
 
-use super::{AdminError, SCHEMA, actor, state_dir};
+use super::{AdminError, SCHEMA, actor, devices, state_dir};
 use crate::config::Config;
 use crate::files;
-use crate::registry::{Invitation, Registry};
+use crate::registry::sqlite::SqliteRegistry;
+use crate::registry::{Device, Invitation, Registry};
 use crate::settings::Settings;
 use crate::times::rfc3339;
 
@@ -26,12 +27,14 @@ pub struct InviteRequest {
     pub uses: u32,
     /// Write the link here instead of showing it.
     pub out: Option<PathBuf>,
+    /// `user` names a device that gets a new key and certificate, instead of a user who gets a device more.
+    pub renew: bool,
 }
 
 impl InviteRequest {
     /// One device, one day.
     pub fn for_user(user: &str) -> Self {
-        Self { user: user.to_owned(), lifetime: Duration::from_secs(86_400), uses: 1, out: None }
+        Self { user: user.to_owned(), lifetime: Duration::from_secs(86_400), uses: 1, out: None, renew: false }
     }
 }
 
@@ -48,6 +51,9 @@ pub struct Invited {
     pub invitation_id: String,
     /// For whom.
     pub user: String,
+    /// The device that it renews.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub renews: Option<String>,
     /// Its end.
     pub expires: String,
     /// For how many devices.
@@ -57,7 +63,11 @@ pub struct Invited {
 impl Invited {
     /// For people.
     pub fn text(&self) -> String {
-        let devices = if self.uses == 1 { "one device".to_owned() } else { format!("{} devices", self.uses) };
+        let devices = match (&self.renews, self.uses) {
+            (Some(device), _) => format!("renews {device}"),
+            (None, 1) => "one device".to_owned(),
+            (None, uses) => format!("{uses} devices"),
+        };
         let head = format!("Invitation for {} ({devices}, until {}):\n", self.user, self.expires);
         let body = match (&self.invitation, &self.file) {
             (Some(link), _) => link.clone(),
@@ -65,6 +75,22 @@ impl Invited {
             (None, None) => String::new(),
         };
         format!("{head}{body}\n")
+    }
+
+    /// The link as a QR code of half blocks, dark on light whatever the terminal's colours are.
+    ///
+    /// # Errors
+    /// [`AdminError::NoQr`] when the link is in a file, or does not fit.
+    pub fn qr(&self) -> Result<String, AdminError> {
+        let link = self.invitation.as_ref().ok_or(AdminError::NoQr)?;
+        let code = qrcode::QrCode::with_error_correction_level(link, qrcode::EcLevel::L);
+        let drawn = code
+            .map_err(|_| AdminError::NoQr)?
+            .render::<qrcode::render::unicode::Dense1x2>()
+            .dark_color(qrcode::render::unicode::Dense1x2::Light)
+            .light_color(qrcode::render::unicode::Dense1x2::Dark)
+            .build();
+        Ok(format!("{drawn}\n"))
     }
 
     /// As the answer to `invite --json`.
@@ -94,6 +120,8 @@ pub async fn invite(config: &Config, request: &InviteRequest) -> Result<Invited,
     let user = check_name(&request.user)?;
     let state = state_dir(config);
     let registry = state.registry().await?;
+    let renewed = if request.renew { Some(device_to_renew(&registry, &request.user).await?) } else { None };
+    let user = renewed.as_ref().map_or(user, |device| device.user.clone());
     let settings = Settings::resolve(config, &registry).await?;
     let now = SystemTime::now();
     let secret = Secret::generate()?;
@@ -125,6 +153,7 @@ pub async fn invite(config: &Config, request: &InviteRequest) -> Result<Invited,
         expires,
         cancelled_at: None,
         last_use: None,
+        renews: renewed.as_ref().map(|device| device.id.clone()),
     };
     let added = registry.add_invitation(&kept, &actor()).await;
     if added.is_err()
@@ -139,7 +168,22 @@ pub async fn invite(config: &Config, request: &InviteRequest) -> Result<Invited,
         file: request.out.clone(),
         invitation_id: invitation.id.to_string(),
         user,
+        renews: renewed.map(|device| format!("{}/{}", device.user, device.name)),
         expires: rfc3339(expires),
         uses: request.uses,
     })
+}
+
+/// A device by its name, or the only one of a user that may connect.
+async fn device_to_renew(registry: &SqliteRegistry, name: &str) -> Result<Device, AdminError> {
+    let mut of_user = registry.devices_of(name).await?;
+    of_user.retain(|device| device.revoked_at.is_none());
+    let device = match (of_user.pop(), of_user.is_empty()) {
+        (Some(only), true) => only,
+        _ => devices::one(registry, name).await?,
+    };
+    if device.revoked_at.is_some() {
+        return Err(AdminError::IsRevoked(format!("{}/{}", device.user, device.name)));
+    }
+    Ok(device)
 }

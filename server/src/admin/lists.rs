@@ -36,7 +36,7 @@ pub async fn devices(config: &Config, as_json: bool) -> Result<String, AdminErro
     Ok(table(&rows))
 }
 
-fn device_json(device: &Device, now: OffsetDateTime) -> Value {
+pub(super) fn device_json(device: &Device, now: OffsetDateTime) -> Value {
     json!({
         "id": device.id,
         "user": device.user,
@@ -66,9 +66,9 @@ fn state(device: &Device, now: OffsetDateTime) -> &'static str {
 /// # Errors
 /// [`AdminError::Ask`] when none answers.
 pub fn sessions(config: &Config, as_json: bool) -> Result<String, AdminError> {
-    let sessions = match ask(&config.control_socket, Request::Sessions)? {
+    let sessions = match ask(&config.control_socket, &Request::Sessions)? {
         Response::Sessions { sessions } => sessions,
-        Response::Status(_) | Response::Invalid { .. } => Vec::new(), // not to this request
+        _ => Vec::new(), // not to this request
     };
     if as_json {
         return Ok(line(&json!({ "schema": SCHEMA, "sessions": sessions })));
@@ -94,7 +94,7 @@ pub fn sessions(config: &Config, as_json: bool) -> Result<String, AdminError> {
 /// # Errors
 /// [`AdminError::Ask`] when none answers.
 pub fn status(config: &Config, as_json: bool) -> Result<String, AdminError> {
-    let Response::Status(status) = ask(&config.control_socket, Request::Status)? else {
+    let Response::Status(status) = ask(&config.control_socket, &Request::Status)? else {
         return Ok(String::new()); // not to this request
     };
     if as_json {
@@ -111,12 +111,12 @@ pub fn status(config: &Config, as_json: bool) -> Result<String, AdminError> {
     ))
 }
 
-fn line(value: &Value) -> String {
+pub(super) fn line(value: &Value) -> String {
     format!("{value}\n")
 }
 
 /// Columns as wide as their widest cell, two spaces apart.
-fn table<const N: usize>(rows: &[[String; N]]) -> String {
+pub(super) fn table<const N: usize>(rows: &[[String; N]]) -> String {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..N).map(width).collect();
     let mut text = String::new();

@@ -122,4 +122,5 @@ keys! {
 
     [auth]
     rechallenge: Text = r#""1h""#, "How often a live session proves its key again; 0 turns it off.";
+    device_lifetime: Text = r#""90d""#, "How long a device's certificate is good; it renews by itself at two thirds of that.";
 }

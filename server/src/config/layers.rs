@@ -258,6 +258,15 @@ impl Layers {
         (&KEYS[index], value, source)
     }
 
+    /// Takes one setting's value and origin over from `other`.
+    ///
+    /// # Panics
+    /// For a setting that does not exist: names are constants of this crate.
+    pub fn take_from(&mut self, other: &Self, section: &str, name: &str) {
+        let index = Key::find(section, name).expect("a known key");
+        self.settings[index] = other.settings[index].clone();
+    }
+
     /// Every setting, in the order of [`KEYS`].
     pub fn iter(&self) -> impl Iterator<Item = (&'static Key, &Value, &Source)> {
         KEYS.iter().zip(&self.settings).map(|(key, (value, source))| (key, value, source))

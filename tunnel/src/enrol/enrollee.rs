@@ -11,7 +11,7 @@ use super::{
 use crate::{
     close::{Close, ECode},
     control::Refused,
-    identity::{CertificateFacts, DeviceId, DeviceKey, IdentityError, Pin, is_signed_by, printable, random},
+    identity::{DeviceId, DeviceKey, IdentityError, Pin, is_device_certificate, printable, random},
     invitation::{Invitation, MAX_ENDPOINTS, is_endpoint},
 };
 
@@ -184,9 +184,7 @@ impl Enrollee {
         if found != self.pin {
             return Err(EnrolError::WrongAuthority { pinned: self.pin, found });
         }
-        let facts = CertificateFacts::read(&leaf.0)?;
-        let is_ours = facts.spki == self.own && facts.common_name == Some(device_id.to_string());
-        if !is_ours || !is_signed_by(&leaf.0, &authority.0)? {
+        if !is_device_certificate(&leaf.0, &authority.0, device_id, self.own)? {
             return Err(EnrolError::WrongCertificate);
         }
         let known_endpoints =

@@ -133,7 +133,16 @@ impl Authority {
         Credential::new(vec![leaf, self.certificate.clone()], key)
     }
 
-    /// Issues a device's certificate, valid for 90 days but never longer than the CA.
+    /// Issues a device's certificate, valid for [`DEVICE_LIFETIME`] but never longer than the CA. See
+    /// [`Self::issue_device_for`].
+    ///
+    /// # Errors
+    /// As [`Self::issue_device_for`].
+    pub fn issue_device(&self, csr_der: &[u8], id: DeviceId, now: SystemTime) -> Result<Issued, IdentityError> {
+        self.issue_device_for(csr_der, id, DEVICE_LIFETIME, now)
+    }
+
+    /// Issues a device's certificate, valid for `lifetime` but never longer than the CA.
     ///
     /// The request only proves that its sender holds the key. Whatever subject and extensions it
     /// asks for are ignored: the device's id becomes the common name.
@@ -141,10 +150,17 @@ impl Authority {
     /// # Errors
     /// A `Request*` variant of [`IdentityError`] for a request that cannot be used, or
     /// [`IdentityError::AuthorityExpired`].
-    pub fn issue_device(&self, csr_der: &[u8], id: DeviceId, now: SystemTime) -> Result<Issued, IdentityError> {
+    pub fn issue_device_for(
+        &self,
+        csr_der: &[u8],
+        id: DeviceId,
+        lifetime: Duration,
+        now: SystemTime,
+    ) -> Result<Issued, IdentityError> {
         let spki = verify_csr(csr_der)?;
         let public_key = SubjectPublicKeyInfo::from_der(&spki).map_err(|_| IdentityError::RequestKey)?;
-        let mut params = params(&id.to_string(), now - DEVICE_SKEW, self.end(now, DEVICE_LIFETIME)?)?;
+        let not_before = now - DEVICE_SKEW.min(lifetime / 10);
+        let mut params = params(&id.to_string(), not_before, self.end(now, lifetime)?)?;
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         let leaf = self.issue_leaf(params, &public_key)?;
         let facts = CertificateFacts::read(&leaf)?;

@@ -12,7 +12,7 @@ use x509_parser::{
     x509::SubjectPublicKeyInfo,
 };
 
-use super::{IdentityError, MAX_CSR, Pin};
+use super::{DeviceId, IdentityError, MAX_CSR, Pin};
 
 /// What a certificate says about its holder.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,8 +88,23 @@ pub(super) fn p256<'a>(spki: &'a SubjectPublicKeyInfo<'_>) -> Option<UnparsedPub
         .then(|| UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, &*spki.subject_public_key.data))
 }
 
+/// True when `certificate` is this device's, for this key, signed by the CA whose certificate is `authority`.
+///
+/// # Errors
+/// [`IdentityError::Certificate`] when either is none.
+pub fn is_device_certificate(
+    certificate: &[u8],
+    authority: &[u8],
+    id: DeviceId,
+    key: Pin,
+) -> Result<bool, IdentityError> {
+    let facts = CertificateFacts::read(certificate)?;
+    let is_its_own = facts.spki == key && facts.common_name == Some(id.to_string());
+    Ok(is_its_own && is_signed_by(certificate, authority)?)
+}
+
 /// True when `certificate` carries a signature by the P-256 key in `issuer`.
-pub(crate) fn is_signed_by(certificate: &[u8], issuer: &[u8]) -> Result<bool, IdentityError> {
+fn is_signed_by(certificate: &[u8], issuer: &[u8]) -> Result<bool, IdentityError> {
     let (certificate, issuer) = (parse(certificate)?, parse(issuer)?);
     let Some(key) = p256(issuer.public_key()) else {
         return Ok(false);

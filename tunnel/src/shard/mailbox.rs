@@ -5,6 +5,7 @@
 //! a command (`engine`).
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::pki_types::CertificateDer;
@@ -12,10 +13,10 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::close::{Close, Down};
 use crate::device::Device;
-pub use crate::filter::Lease;
+pub use crate::filter::{Lease, Policy};
 use crate::shard::waker::Waker;
 use crate::stats::{LinkStats, ShardStats};
-use crate::transport::ClientTransport;
+use crate::transport::{ClientTransport, ServerTransport};
 
 /// Commands a shard accepts before senders wait.
 pub(crate) const COMMANDS: usize = 1024;
@@ -102,6 +103,10 @@ pub enum Command<D: Device> {
     Attach(D),
     /// Takes the device away and drops it.
     Detach,
+    /// A gateway answers new peers with these keys from now on; links that are open keep theirs.
+    Serve(ServerTransport),
+    /// A gateway judges packets by this from now on.
+    Judge(Arc<Policy>),
     /// A client's path changed: carry on from this socket (bound, non-blocking).
     Rebind(std::net::UdpSocket),
     /// Tells the counters.

@@ -1,6 +1,7 @@
 //! In from the control plane.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -9,10 +10,10 @@ use tokio::sync::oneshot;
 
 use super::{Engine, Role};
 use crate::close::{Close, Down};
-use crate::filter::Lease;
+use crate::filter::{Lease, Policy};
 use crate::shard::mailbox::{Inspection, LinkId};
 use crate::stats::ShardStats;
-use crate::transport::ClientTransport;
+use crate::transport::{ClientTransport, ServerTransport};
 
 impl Engine {
     /// Opens a connection.
@@ -48,6 +49,21 @@ impl Engine {
                 self.hold_up.end();
             }
             Role::Gateway { routing, .. } => routing.insert(lease, id),
+        }
+    }
+
+    /// Answers new peers with these keys. A client answers nobody.
+    pub fn serve(&mut self, new: ServerTransport) {
+        if let Role::Gateway { transport, .. } = &mut self.role {
+            self.endpoint.set_server_config(Some(new.config.clone()));
+            *transport = new;
+        }
+    }
+
+    /// Judges packets by this. A client judges by its lease alone.
+    pub fn judge(&mut self, new: Arc<Policy>) {
+        if let Role::Gateway { policy, .. } = &mut self.role {
+            *policy = new;
         }
     }
 

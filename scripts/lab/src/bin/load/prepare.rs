@@ -72,6 +72,7 @@ fn invitation(user: &str, uses: u32) -> anyhow::Result<Invitation> {
         expires: (now + LIFETIME).into(),
         cancelled_at: None,
         last_use: None,
+        renews: None,
     })
 }
 

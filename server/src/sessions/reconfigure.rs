@@ -1,0 +1,96 @@
+//! The gateway's loop takes another configuration, and tells the clients what that changes for them.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use culvert_tunnel::control::{FromServer, Welcome};
+use culvert_tunnel::device::Device as Interface;
+use culvert_tunnel::shard::mailbox::{Command, LinkId};
+
+use super::{Link, Session, Sessions};
+use crate::admit::{self, Rates};
+use crate::conversation::Office;
+use crate::gateway;
+use crate::registry::Registry;
+use crate::reload::{Judged, ReloadError, merge};
+use crate::settings::Settings;
+use crate::{log, nat};
+
+impl<R: Registry, D: Interface> Sessions<R, D> {
+    /// Reads the configuration again and puts in force what can be changed now.
+    ///
+    /// # Errors
+    /// [`ReloadError`]; everything is as it was then.
+    pub(super) async fn reload(&mut self) -> Result<Judged, ReloadError> {
+        let (loaded, judged) = self.reloader.read()?;
+        let old = Arc::clone(&self.office);
+        let config = merge(&old.config, &loaded.config);
+        let refused = |error: &dyn std::fmt::Display| ReloadError::Refused(error.to_string());
+        let settings = Settings::resolve(&config, &old.registry).await.map_err(|error| refused(&error))?;
+        // The networks wait for a restart, whoever changed what they come from.
+        let settings = Settings { pool: old.settings.pool, ..settings };
+        let transport =
+            self.leaf.renewed(&old.authority, &settings, SystemTime::now()).map_err(|error| refused(&error))?;
+        if config.isolation != old.config.isolation {
+            nat::put(&config.device, &settings.pool, config.isolation).map_err(|error| refused(&error))?;
+        }
+        // From here on nothing fails.
+        self.office = Arc::new(Office {
+            registry: old.registry.clone(),
+            authority: Arc::clone(&old.authority),
+            config,
+            settings,
+        });
+        let Office { config, settings, .. } = &*self.office;
+        log::set_level(config.log_level.clone());
+        if config.handshakes_per_second != old.config.handshakes_per_second {
+            self.rates = config.handshakes_per_second.map(Rates::new);
+        }
+        self.challenges.set(config.rechallenge, Instant::now(), super::random);
+        let policy = Arc::new(gateway::policy(config, settings));
+        for shard in &self.shards {
+            if let Some(transport) = &transport {
+                let _ = shard.send(Command::Serve(transport.clone())).await; // a shard that has ended; see `run`
+            }
+            let _ = shard.send(Command::Judge(Arc::clone(&policy))).await;
+        }
+        let news = self.news(&old);
+        for (link, welcome) in news {
+            self.send(link, &FromServer::Reconfigure(welcome)).await;
+        }
+        self.reloader.accept(&loaded);
+        Ok(judged)
+    }
+
+    /// The gateway's own certificate is renewed before it ends; open sessions do not notice.
+    pub(super) async fn renew_leaf(&mut self) {
+        match self.leaf.renewed(&self.office.authority, &self.office.settings, SystemTime::now()) {
+            Ok(None) => {}
+            Ok(Some(transport)) => {
+                for shard in &self.shards {
+                    let _ = shard.send(Command::Serve(transport.clone())).await; // a shard that has ended; see `run`
+                }
+            }
+            Err(error) => tracing::error!(event = "leaf_not_renewed", %error),
+        }
+    }
+
+    /// What each client would be told now, where that is not what it was told.
+    fn news(&self, old: &Office<R>) -> HashMap<LinkId, Welcome> {
+        let told = |office: &Office<R>, session: &Session| {
+            let seen_as = SocketAddr::new(session.remote.ip().to_canonical(), session.remote.port());
+            let Office { config, settings, .. } = office;
+            let welcome =
+                admit::welcome(settings, &config.push, config.rechallenge, &session.device, session.lease, seen_as);
+            Welcome { time: None, ..welcome }
+        };
+        let news = self.links.iter().filter_map(|(link, state)| {
+            let Link::Open(session) = state else { return None };
+            let now = told(&self.office, session);
+            (now != told(old, session)).then_some((*link, now))
+        });
+        news.collect()
+    }
+}

@@ -1,0 +1,110 @@
+#!/bin/bash
+# Proves what an administrator's acts come to at a client that is connected: certificates renew and keys are
+# proven again under a running flow, a reload drops nobody, a revocation bites within two seconds and says so.
+# shellcheck disable=SC2317 # some functions are called through others, by their names
+name=t-admin
+NET_TEST_SECONDS=180
+# shellcheck source=tests/net/lib.bash
+. "$(dirname "$0")/lib.bash"
+
+gateway_init || die "init failed"
+# Certificates for forty seconds, so that one renews while somebody looks.
+gateway_set auth <<TOML
+[auth]
+device_lifetime = "40s"
+rechallenge = "4s"
+TOML
+gateway_start
+helper_start
+run enrol "$INVITATION" --name laptop
+check "enrol" 0 $CODE
+run culvert connect --wait=15s
+check "connect" 0 $CODE
+profile=$(find "$NET_DIR/helper/profiles" -name '*.json')
+serial() { server devices show laptop --json | jq -r .serial; }
+# The serial of the certificate in the client's profile.
+kept() { jq -r .chain_pem "$profile" | openssl x509 -noout -serial | sed 's/serial=//' | tr A-F a-f; }
+addresses=$(status '.addresses | join(" ")')
+inner=$(ip -n "$NET_GATEWAY" -4 -j addr show dev culvert0 | jq -r '.[0].addr_info[0].local')
+net_spawn server "$NET_GATEWAY" $python "$net/flow.py" serve 7000
+net_wait 5 "the server" net_in "$NET_CLIENT" $python -c "import socket; socket.create_connection(('$inner', 7000), 1)"
+net_spawn echo "$NET_CLIENT" $python "$net/flow.py" echo "$inner" 7000
+flow=$NET_PID
+flows() { [ -e "/proc/$flow" ]; }
+opened() { jq -cR 'fromjson? | select(.event == "session_open")' "$NET_DIR/gateway.log" | wc -l; }
+
+echo "- renewal and proof, in the session"
+
+first=$(serial)
+check "the profile has the certificate that the registry has" "$first" "$(kept)"
+renewed() { [ "$(serial)" != "$first" ] && [ "$(kept)" = "$(serial)" ]; }
+net_wait 40 "the renewal" renewed
+check "a new certificate in the registry and in the profile" "yes" "$(renewed && echo yes)"
+second=$(serial)
+again() { [ "$(serial)" != "$second" ]; }
+net_wait 40 "the second renewal" again
+check "and it renews again" yes "$(again && echo yes)"
+check "in one session" 1 "$(opened)"
+check "with the same addresses" "$addresses" "$(status '.addresses | join(" ")')"
+check "and the flow goes on" yes "$(flows && echo yes)"
+check "challenges were answered meanwhile" 0 "$(jq -cR 'fromjson? | select(.reason == "challenge_failed")' "$NET_DIR/gateway.log" | wc -l)"
+match "the history tells it" "renewed.*renewed.*enrol_ok" "$(server devices show laptop --json | jq -r '[.history[].event] | join(" ")')"
+
+echo "- reload"
+
+gateway_set auth <<TOML
+[push]
+routes = ["default"]
+excluded_routes = ["198.51.100.128/25"]
+TOML
+run server reload
+check "reload: exit code" 0 $CODE
+match "reload tells what is in force" "In force now: .*push.excluded_routes" "$OUT"
+outside() { ! net_in "$NET_CLIENT" ip route get 198.51.100.200 | grep -q culvert0; }
+net_wait 5 "the new routes" outside
+check "the client follows at once" yes "$(outside && echo yes)"
+check "in the same session" 1 "$(opened)"
+gateway_set auth <<TOML
+[push]
+route = []
+TOML
+kill -HUP "$GATEWAY_PID"
+told() { [ "$(logged config_invalid .event)" != null ]; }
+net_wait 5 "the refusal" told
+match "an invalid one is refused in the log" "did you mean" "$(logged config_invalid .error)"
+check "and the client is still connected" connected "$(status .state)"
+rm "$NET_DIR/gateway.d/auth.toml"
+run server reload
+check "the right one again: exit code" 0 $CODE
+check "and the flow goes on" yes "$(flows && echo yes)"
+check "in the same session still" 1 "$(opened)"
+
+echo "- kick and revocation"
+
+run server sessions kick laptop
+match "kick says what it did" "^0 1 session ended$" "$CODE $OUT"
+back() { [ "$(opened)" = 2 ] && is_state connected; }
+net_wait 10 "the kicked client's return" back
+check "a kicked client comes back by itself" yes "$(back && echo yes)"
+
+before=$(date +%s%N)
+run server devices revoke laptop
+check "revoke: exit code" 0 $CODE
+match "revoke says what it did" "laptop may not connect any more.1 session ended" "${OUT//$'\n'/.}"
+refused() { is_state failed || is_state blocked; }
+net_wait 10 "the client's verdict" refused
+echo "     $((($(date +%s%N) - before) / 1000000)) ms from the command to the client's verdict"
+match "the client has the reason's code" E301 "$(culvert status --json)"
+run culvert status
+match "and says it in words" "An administrator removed this device" "$OUT$ERR"
+sleep 2
+check "and does not try again" 2 "$(opened)"
+check "the block is lifted: the gateway has proven itself" 3 "$(pings "$NET_CLIENT" $GATEWAY_IP4)"
+run server devices restore laptop
+check "restore: exit code" 0 $CODE
+run culvert connect --wait=15s
+check "a restored device connects" 0 $CODE
+check "with the same addresses" "$addresses" "$(status '.addresses | join(" ")')"
+run culvert disconnect
+
+finish
