@@ -154,6 +154,7 @@ pub fn check_config(loaded: &Loaded, show: bool) -> String {
         }
         text.push_str(&format!("{} = {value}  # {source}\n", key.name));
     }
+    text.push_str(&loaded.layers.policies().to_string());
     text
 }
 

@@ -7,6 +7,7 @@
 mod endpoint;
 mod keys;
 mod layers;
+mod policies;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -22,6 +23,7 @@ pub use endpoint::{Endpoint, NotAnEndpoint};
 pub use keys::{CONFIG_VARIABLE, KEYS, Key, Kind};
 pub use layers::{Complaint, Layers, Problem, Source, Value};
 
+use crate::policy::Policies;
 use crate::times::parse_duration;
 
 /// Where the configuration is when nobody says otherwise.
@@ -46,6 +48,8 @@ pub struct Config {
     pub isolation: bool,
     /// `push.*`.
     pub push: Push,
+    /// `groups` and `policy.*`, with `limits.rate`.
+    pub policies: Policies,
     /// `limits.devices_per_user`; `None` means no limit.
     pub devices_per_user: Option<u32>,
     /// `limits.handshakes_per_second`; `None` means no limit.
@@ -233,9 +237,7 @@ impl Config {
             endpoint::is_host_name(text).then(|| text.to_ascii_lowercase())
         });
         let devices_per_user = read.number("limits", "devices_per_user", "0 (no limit) or more");
-        read.text("limits", "rate", "\"0\": this version has no limit per device yet", |text| {
-            (text == "0").then_some(())
-        });
+        let rate = read.text("limits", "rate", policies::RATE, policies::rate);
         let handshakes_per_second = read.number("limits", "handshakes_per_second", "0 (no limit) or more");
         let speedtests = read.number("limits", "speedtests", "0 (none) or more");
         read.text("metrics", "listen", "\"\": this version serves no metrics yet", |text| {
@@ -280,6 +282,7 @@ impl Config {
             mtu_bytes: mtu_bytes?,
             isolation,
             push: Push { routes: routes.concat(), excluded_routes: excluded_routes.concat(), dns, domains },
+            policies: Policies { bytes_per_second: rate?, ..layers.policies().clone() },
             devices_per_user: devices_per_user?,
             handshakes_per_second: handshakes_per_second?,
             speedtests: speedtests?,

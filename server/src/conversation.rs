@@ -196,7 +196,10 @@ impl<R: Registry, D: Interface> Conversation<R, D> {
         *asked = Asked { invitation: id.to_string(), name: device_name };
         let found = self.office.registry.invitation(id.as_bytes()).await;
         let found = found.map_err(|error| internal(&error))?;
-        let renews = found.as_ref().and_then(|invitation| invitation.renews.clone());
+        let whose = found.as_ref().map(|invitation| Whose {
+            limit: self.office.config.policies.devices(&invitation.user, self.office.config.devices_per_user),
+            renews: invitation.renews.clone(),
+        });
         let judged = admit::judge_invitation(found, OffsetDateTime::now_utc()).and_then(|invitation| {
             let key: [u8; 32] = invitation.key.try_into().map_err(|_| Refusal::Internal)?;
             Ok(EnrolKey::from_bytes(key))
@@ -207,7 +210,7 @@ impl<R: Registry, D: Interface> Conversation<R, D> {
         }
         let proof = self.enrolment_frame("proof").await?;
         let proven = enroller.on_proof(&proof)?;
-        let (device, grant) = self.grant(id.as_bytes(), renews, &proven).await?;
+        let (device, grant) = self.grant(id.as_bytes(), whose.unwrap_or_default(), &proven).await?;
         let enrolled = enroller.finish(grant)?;
         self.send(&enrolled).await?;
         Ok(device)
@@ -219,14 +222,9 @@ impl<R: Registry, D: Interface> Conversation<R, D> {
 
     /// Issues the certificate and adds the device. A certificate of a device that was not added
     /// is worth nothing, so it comes first and the registry has the last word.
-    async fn grant(
-        &self,
-        invitation: &[u8],
-        renews: Option<String>,
-        proven: &ProvenCsr,
-    ) -> Result<(Device, Grant), Failed> {
+    async fn grant(&self, invitation: &[u8], whose: Whose, proven: &ProvenCsr) -> Result<(Device, Grant), Failed> {
         let Office { registry, authority, config, settings } = &*self.office;
-        let id = match renews {
+        let id = match whose.renews {
             Some(known) => known.parse(),
             None => DeviceId::generate(),
         };
@@ -242,7 +240,7 @@ impl<R: Registry, D: Interface> Conversation<R, D> {
             serial: &issued.serial_hex,
             not_after: issued.not_after.into(),
             pool: settings.pool,
-            devices_per_user: config.devices_per_user,
+            devices_per_user: whose.limit,
             now: OffsetDateTime::now_utc(),
         };
         let device = registry.enrol(&enrolment).await.map_err(|error| {
@@ -285,6 +283,15 @@ impl<R: Registry, D: Interface> Conversation<R, D> {
         // A shard that has stopped has closed the connection.
         let _ = self.shard.send(Command::Close { link: self.established.link, code, reason }).await;
     }
+}
+
+/// What an invitation says of the device that it makes.
+#[derive(Default)]
+struct Whose {
+    /// How many devices its user may have.
+    limit: Option<u32>,
+    /// The device that gets a new key instead.
+    renews: Option<String>,
 }
 
 #[derive(Default)]

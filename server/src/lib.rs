@@ -20,6 +20,7 @@ pub mod journal;
 pub mod leaf;
 pub mod log;
 pub mod nat;
+pub mod policy;
 pub mod registry;
 pub mod reload;
 pub mod sessions;

@@ -11,7 +11,7 @@ const LIVE: &[(&str, &[&str])] = &[
     ("endpoint", &["name", "extra_names"]),
     ("network", &["isolation"]),
     ("push", &["routes", "excluded_routes", "dns", "domains"]),
-    ("limits", &["devices_per_user", "handshakes_per_second"]),
+    ("limits", &["devices_per_user", "handshakes_per_second", "rate"]),
     ("log", &["level"]),
     ("auth", &["rechallenge", "device_lifetime"]),
 ];
@@ -47,6 +47,9 @@ pub fn judge(old: &Layers, new: &Layers) -> Judged {
         let list = if live { &mut judged.applied } else { &mut judged.needs_restart };
         list.push(format!("{}.{}", key.section, key.name));
     }
+    if old.policies() != new.policies() {
+        judged.applied.push("policy".into());
+    }
     judged
 }
 
@@ -57,6 +60,7 @@ pub fn merge(old: &Config, new: &Config) -> Config {
         extra_endpoints: new.extra_endpoints.clone(),
         isolation: new.isolation,
         push: new.push.clone(),
+        policies: new.policies.clone(),
         devices_per_user: new.devices_per_user,
         handshakes_per_second: new.handshakes_per_second,
         log_level: new.log_level.clone(),
@@ -101,6 +105,7 @@ impl Reloader {
                 self.in_force.take_from(&loaded.layers, section, name);
             }
         }
+        self.in_force.take_policies_from(&loaded.layers);
     }
 }
 
@@ -131,6 +136,14 @@ mod tests {
         let (_, second) = reloader.read().unwrap();
         assert_eq!(first.applied, ["log.level"]);
         assert_eq!(second, Judged { applied: vec![], needs_restart: vec!["tunnel.shards".into()] });
+    }
+
+    #[test]
+    fn groups_and_policies_are_in_force_at_once() {
+        let old = load("");
+        let new = load("[groups]\nnight = [\"anna\"]\n[policy.night]\nrate = \"1M\"\n");
+        assert_eq!(judge(&old.layers, &new.layers).applied, ["policy"]);
+        assert!(merge(&old.config, &new.config).policies.rules("anna").is_some());
     }
 
     #[test]

@@ -306,12 +306,17 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
             self.replace(older).await;
         }
         let Some(shard) = self.shard(link).cloned() else { return };
+        let Office { config, settings, .. } = &*self.office;
+        let rules = config.policies.rules(&device.user);
+        if rules.is_some() && shard.send(Command::Limit { link, rules }).await.is_err() {
+            return; // as below
+        }
         if shard.send(Command::Admit { link, lease }).await.is_err() {
             return; // the shard has ended, and `run` will see it
         }
         let seen_as = SocketAddr::new(remote.ip().to_canonical(), remote.port());
-        let Office { config, settings, .. } = &*self.office;
-        let welcome = admit::welcome(settings, &config.push, config.rechallenge, &device, lease, seen_as);
+        let push = config.policies.push(&device.user, &config.push);
+        let welcome = admit::welcome(settings, &push, config.rechallenge, &device, lease, seen_as);
         self.send(link, &FromServer::Welcome(welcome)).await;
         tracing::info!(
             event = "session_open",

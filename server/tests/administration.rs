@@ -6,9 +6,10 @@
 mod client;
 mod namespace;
 
-use std::time::Duration;
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
 
-use client::{Device, Gateway, Session, closed, ping, refused, with_gateway};
+use client::{Device, Gateway, Session, add_address, closed, ping, refused, with_gateway};
 use culvert_tunnel::close::Close;
 use culvert_tunnel::control::{FromClient, FromServer};
 use culvert_tunnel::identity::{CertificateFacts, DeviceKey, is_device_certificate};
@@ -228,6 +229,110 @@ fn isolation_can_be_lifted_and_put_back_while_clients_are_connected() {
     });
 }
 
+#[test]
+fn a_policy_says_what_a_user_reaches_from_the_moment_it_is_in_force() {
+    with_gateway("a_policy_says_what_a_user_reaches_from_the_moment_it_is_in_force", async |gateway| {
+        let (inside, outside) = (Ipv4Addr::new(10, 77, 0, 1), Ipv4Addr::new(10, 78, 0, 1));
+        for address in [inside, outside] {
+            add_address(&format!("{address}/32")).await;
+        }
+        let anna = gateway.session(&gateway.enrol(&gateway.invite("anna")).await.unwrap()).await.unwrap();
+        let ben = gateway.session(&gateway.enrol(&gateway.invite("ben")).await.unwrap()).await.unwrap();
+        assert_eq!(ping(&anna, outside).await, Some(outside), "without a policy");
+
+        gateway.write_config(
+            "[groups]\nnight = [\"anna\"]\n[policy.night]\nallow = [\"10.77.0.0/16 icmp\"]\nroutes = [\"10.77.0.0/16\"]\n",
+        );
+        assert_eq!(gateway.json(&["reload", "--json"])["applied"], serde_json::json!(["policy"]));
+        assert_eq!(ping(&anna, inside).await, Some(inside));
+        assert_eq!(ping(&anna, outside).await, None);
+        assert_eq!(prohibited(&anna, outside).await, Some(outside), "its host is told so at once");
+        assert_eq!(
+            ping(&anna, anna.welcome.gateway_ipv4).await,
+            Some(anna.welcome.gateway_ipv4),
+            "the gateway is spared"
+        );
+        assert_eq!(ping(&ben, outside).await, Some(outside), "he is in no group");
+        let listed = gateway.json(&["sessions", "list", "--json"]);
+        assert!(listed["sessions"][0]["dropped_received"]["policy"].as_u64() >= Some(2), "{listed}");
+
+        // One who comes later is held to it from the first packet, and is told other routes.
+        let second = gateway.session(&gateway.enrol(&gateway.invite("anna")).await.unwrap()).await.unwrap();
+        assert_eq!(second.welcome.routes, ["10.77.0.0/16".parse().unwrap()]);
+        assert_eq!(ping(&second, outside).await, None);
+
+        gateway.write_config("");
+        gateway.ok(&["reload"]);
+        assert_eq!(ping(&anna, outside).await, Some(outside));
+    });
+}
+
+#[test]
+fn a_rate_holds_for_each_device_and_the_devices_of_a_user_are_counted_by_policy() {
+    with_gateway("a_rate_holds_for_each_device_and_the_devices_of_a_user_are_counted_by_policy", async |gateway| {
+        gateway.write_config("[policy.anna]\nrate = \"64k\"\ndevices = 1\n");
+        gateway.ok(&["reload"]);
+        let device = gateway.enrol(&gateway.invite("anna")).await.unwrap();
+        assert_eq!(refused(gateway.enrol(&gateway.invite("anna")).await), Close::Limit);
+        let session = gateway.session(&device).await.unwrap();
+        // 8 kB a second and 256 KiB at once: of a thousand packets of 1 kB at most a third pass.
+        let mut packet = vec![0x45, 0, 4, 0, 0, 1, 0, 0, 64, 17, 0, 0];
+        packet.extend(session.welcome.ipv4.octets());
+        packet.extend(Ipv4Addr::new(192, 0, 2, 1).octets());
+        packet.resize(1024, 0);
+        for _ in 0..1_000 {
+            session.connection.send_datagram_wait(packet.clone().into()).await.unwrap();
+        }
+        let dropped = async || {
+            let listed = gateway.json(&["sessions", "list", "--json"]);
+            listed["sessions"][0]["dropped_received"]["rate_limit"].as_u64().unwrap_or(0)
+        };
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while dropped().await < 500 {
+            assert!(Instant::now() < deadline, "{}", dropped().await);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
+}
+
+#[test]
+fn a_policy_that_makes_no_sense_is_refused_with_its_place() {
+    with_gateway("a_policy_that_makes_no_sense_is_refused_with_its_place", async |gateway| {
+        for (text, told) in [
+            (
+                "[policy.anna]\nalow = []\n",
+                "test.toml:2:1: unknown key \"alow\" in [policy.anna]; did you mean \"allow\"?",
+            ),
+            (
+                "[policy.anna]\nallow = [\"10.1.0.0/16 tpc 443\"]\n",
+                "test.toml:2:9: policy.anna.allow is not a list such as",
+            ),
+            (
+                "[policy.anna]\nrate = \"fast\"\n",
+                "test.toml:2:8: policy.anna.rate is not 0 (no limit) or bits a second",
+            ),
+            ("[policy]\nanna = 5\n", "test.toml:2:1: policy.anna is not a section"),
+            ("[groups]\nnight = \"anna\"\n", "test.toml:2:1: groups.night is not a list of users"),
+            ("[groups]\ndefault = []\n", "test.toml:2:1: groups.default is not the name of a group"),
+            ("policy = 1\n", "\"policy\" is a section"),
+        ] {
+            gateway.write_config(text);
+            let output = gateway.run(&["check-config"]);
+            let error = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(9), "{error}");
+            assert!(error.contains(told), "{told}: {error}");
+        }
+        gateway.write_config(
+            "[groups]\nnight = [\"anna\"]\n[policy.night]\nallow = [\"default tcp 443\"]\nrate = \"1M\"\n",
+        );
+        let shown = gateway.ok(&["check-config", "--show"]);
+        assert!(
+            shown.contains("[policy.night]\nallow = [\"0.0.0.0/0 tcp 443\", \"::/0 tcp 443\"]\nrate = \"1000k\"\n"),
+            "{shown}"
+        );
+    });
+}
+
 async fn session_refused(gateway: &Gateway, device: &Device) -> Close {
     // The gateway judges after the handshake, so the connection may be there for a moment.
     match gateway.connect(b"culvert/1", Some((&device.enrolment.chain, &device.key))).await {
@@ -242,6 +347,16 @@ async fn challenge(session: &mut Session) -> Vec<u8> {
         FromServer::Challenge { nonce } => nonce,
         other => panic!("{other:?}"),
     }
+}
+
+/// Sends an echo request; returns about which destination an answer says "administratively prohibited".
+async fn prohibited(session: &Session, target: Ipv4Addr) -> Option<Ipv4Addr> {
+    ping(session, target).await; // reads and passes over what is no echo reply, so ask twice
+    session.connection.send_datagram(client::echo_request(session.welcome.ipv4, target).into()).unwrap();
+    let answer = tokio::time::timeout(Duration::from_secs(1), session.connection.read_datagram()).await.ok()?.ok()?;
+    // Behind 20 bytes of IP and 8 of ICMP is the header of the packet that is meant.
+    let quoted = answer.get(28 + 16..28 + 20)?;
+    (answer[20..22] == [3, 13]).then(|| Ipv4Addr::new(quoted[0], quoted[1], quoted[2], quoted[3]))
 }
 
 fn exporter(session: &Session) -> [u8; 32] {

@@ -38,6 +38,7 @@ pub mod packet;
 pub mod pieces;
 mod pool;
 pub mod routing;
+pub mod rules;
 pub mod segment;
 pub mod shard;
 pub mod socket;

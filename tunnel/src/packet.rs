@@ -33,6 +33,15 @@ pub enum Dropped {
         /// The inner destination.
         destination: IpAddr,
     },
+    /// A destination that this client may not reach; it was told by ICMP.
+    #[error("{destination} may not be reached by this client")]
+    Policy {
+        /// The inner destination.
+        destination: IpAddr,
+    },
+    /// Beyond the rate that this client has.
+    #[error("beyond the client's rate")]
+    RateLimit,
     /// Larger than the path carries; the sender was told by ICMP.
     #[error("{len} bytes exceed the inner MTU of {mtu_bytes}")]
     TooBig {
@@ -66,7 +75,7 @@ pub enum Dropped {
 
 impl Dropped {
     /// How many reasons there are.
-    pub const KINDS: usize = 10;
+    pub const KINDS: usize = 12;
     /// Stable words for metrics and JSON, by [`Self::index`].
     pub const WORDS: [&'static str; Self::KINDS] = [
         "malformed",
@@ -79,6 +88,8 @@ impl Dropped {
         "unjoined",
         "unknown_kind",
         "congestion",
+        "policy",
+        "rate_limit",
     ];
 
     /// The reason's place in [`Self::WORDS`].
@@ -94,6 +105,8 @@ impl Dropped {
             Self::Unjoined => 7,
             Self::UnknownKind { .. } => 8,
             Self::Congestion => 9,
+            Self::Policy { .. } => 10,
+            Self::RateLimit => 11,
         }
     }
 }

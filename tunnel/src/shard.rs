@@ -261,6 +261,7 @@ impl<D: Device> Shard<D> {
             }
             Command::Send { link, frame } => self.engine.send_frame(now, link, frame),
             Command::Admit { link, lease } => self.engine.admit(link, lease),
+            Command::Limit { link, rules } => self.engine.limit(link, rules),
             Command::Close { link, code, reason } => self.engine.close(now, link, code, reason),
             Command::Echo { link } => self.engine.echo(now, link),
             Command::Serve(transport) => self.engine.serve(transport),

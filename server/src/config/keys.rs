@@ -98,7 +98,7 @@ keys! {
 
     [limits]
     devices_per_user: Number = "5", "0 means no limit.";
-    rate: TextOrNumber = r#""0""#, "Per device; 0 means no limit.";
+    rate: TextOrNumber = r#""0""#, "Bits a second each way for each device, such as \"50M\"; 0 means no limit.";
     handshakes_per_second: Number = "50", "New connections without a device certificate (enrolments) beyond this rate are told to wait, and so is a device that connects more than once a second; 0 means no limit.";
     speedtests: Number = "4", "Speed tests of clients against this gateway at once (culvert speedtest), one a device, 10 s each way at most; 0 means none.";
 

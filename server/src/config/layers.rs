@@ -8,6 +8,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::keys::{CONFIG_VARIABLE, KEYS, Key, Kind, PREFIX};
+use super::policies;
+use crate::policy::Policies;
 
 /// A value in the shape that TOML gave it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -132,6 +134,16 @@ pub enum Complaint {
         /// What to write.
         expected: &'static str,
     },
+    /// A group or policy that says nothing that makes sense.
+    #[error("{section}.{name} is not {expected}")]
+    BadPolicy {
+        /// `groups`, `policy` or `policy.NAME`.
+        section: String,
+        /// The key.
+        name: String,
+        /// What to write.
+        expected: &'static str,
+    },
 }
 
 fn did_you_mean(suggestion: Option<&str>) -> String {
@@ -142,6 +154,7 @@ fn did_you_mean(suggestion: Option<&str>) -> String {
 #[derive(Clone, Debug)]
 pub struct Layers {
     settings: Vec<(Value, Source)>,
+    policies: Policies,
 }
 
 impl Layers {
@@ -152,7 +165,7 @@ impl Layers {
             let value: toml_edit::Value = key.default.parse().expect("a default is TOML");
             (take(key, &value).expect("a default has its key's type"), Source::Default)
         });
-        Self { settings: settings.collect() }
+        Self { settings: settings.collect(), policies: Policies::default() }
     }
 
     /// Lays a file over what is there. Later calls win.
@@ -175,8 +188,9 @@ impl Layers {
                 continue;
             };
             let at_section = place(section_key.span().or_else(|| item.span()));
-            if !KEYS.iter().any(|key| key.section == section) {
-                let suggestion = suggest(section, KEYS.iter().map(|key| key.section));
+            let chosen_names = policies::SECTIONS.contains(&section);
+            if !chosen_names && !KEYS.iter().any(|key| key.section == section) {
+                let suggestion = suggest(section, KEYS.iter().map(|key| key.section).chain(policies::SECTIONS));
                 let what = Complaint::UnknownSection { name: section.to_owned(), suggestion };
                 problems.push(Problem { at: at_section, what });
                 continue;
@@ -185,6 +199,10 @@ impl Layers {
                 problems.push(Problem { at: at_section, what: Complaint::NotASection(section.to_owned()) });
                 continue;
             };
+            if chosen_names {
+                problems.extend(policies::read(section, table, &mut self.policies, &place));
+                continue;
+            }
             for (name, _) in table.iter() {
                 let Some((name_key, item)) = table.get_key_value(name) else {
                     continue;
@@ -258,6 +276,16 @@ impl Layers {
         (&KEYS[index], value, source)
     }
 
+    /// The groups and policies of all files.
+    pub fn policies(&self) -> &Policies {
+        &self.policies
+    }
+
+    /// Takes the groups and policies over from `other`.
+    pub fn take_policies_from(&mut self, other: &Self) {
+        self.policies = other.policies.clone();
+    }
+
     /// Takes one setting's value and origin over from `other`.
     ///
     /// # Panics
@@ -314,7 +342,7 @@ fn from_plain_text(kind: Kind, text: &str) -> Option<Value> {
 }
 
 /// The candidate that differs least, if it is close enough to be a slip.
-fn suggest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<String> {
+pub(super) fn suggest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<String> {
     const CLOSE: f64 = 0.75;
     candidates
         .map(|candidate| (strsim::jaro_winkler(word, candidate), candidate))

@@ -7,9 +7,10 @@ use std::time::{Instant, SystemTime};
 
 use culvert_tunnel::control::{FromServer, Welcome};
 use culvert_tunnel::device::Device as Interface;
+use culvert_tunnel::rules::Rules;
 use culvert_tunnel::shard::mailbox::{Command, LinkId};
 
-use super::{Link, Session, Sessions};
+use super::{Session, Sessions};
 use crate::admit::{self, Rates};
 use crate::conversation::Office;
 use crate::gateway;
@@ -56,6 +57,11 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
             }
             let _ = shard.send(Command::Judge(Arc::clone(&policy))).await;
         }
+        for (link, rules) in self.rules_changed(&old) {
+            if let Some(shard) = self.shard(link) {
+                let _ = shard.send(Command::Limit { link, rules }).await; // as above
+            }
+        }
         let news = self.news(&old);
         for (link, welcome) in news {
             self.send(link, &FromServer::Reconfigure(welcome)).await;
@@ -77,6 +83,16 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
         }
     }
 
+    /// The sessions whose rules are others than before.
+    fn rules_changed(&self, old: &Office<R>) -> Vec<(LinkId, Option<Arc<Rules>>)> {
+        let changed = self.open().filter_map(|(link, session)| {
+            let user = &session.device.user;
+            let now = self.office.config.policies.rules(user);
+            (now != old.config.policies.rules(user)).then_some((link, now))
+        });
+        changed.collect()
+    }
+
     /// What each client would be told now, where that is not what it was told.
     fn news(&self, old: &Office<R>) -> HashMap<LinkId, Welcome> {
         let told = |office: &Office<R>, session: &Session| {
@@ -86,10 +102,9 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
                 admit::welcome(settings, &config.push, config.rechallenge, &session.device, session.lease, seen_as);
             Welcome { time: None, ..welcome }
         };
-        let news = self.links.iter().filter_map(|(link, state)| {
-            let Link::Open(session) = state else { return None };
+        let news = self.open().filter_map(|(link, session)| {
             let now = told(&self.office, session);
-            (now != told(old, session)).then_some((*link, now))
+            (now != told(old, session)).then_some((link, now))
         });
         news.collect()
     }

@@ -318,14 +318,7 @@ pub async fn closed(connection: &Connection) -> Close {
 
 /// Sends one ICMP echo request through the tunnel; returns who answered it within a second.
 pub async fn ping(session: &Session, target: Ipv4Addr) -> Option<Ipv4Addr> {
-    let mut packet = vec![0x45, 0, 0, 28, 0, 1, 0, 0, 64, 1, 0, 0];
-    packet.extend(session.welcome.ipv4.octets());
-    packet.extend(target.octets());
-    packet.extend([8, 0, 0, 0, 0, 7, 0, 1]);
-    let ip = checksum(&packet[..20]);
-    packet[10..12].copy_from_slice(&ip);
-    let icmp = checksum(&packet[20..]);
-    packet[22..24].copy_from_slice(&icmp);
+    let packet = echo_request(session.welcome.ipv4, target);
     session.connection.send_datagram(packet.into()).unwrap();
     let answer = tokio::time::timeout(Duration::from_secs(1), async {
         loop {
@@ -336,6 +329,19 @@ pub async fn ping(session: &Session, target: Ipv4Addr) -> Option<Ipv4Addr> {
         }
     });
     answer.await.ok()
+}
+
+/// An ICMP echo request of 28 bytes.
+pub fn echo_request(source: Ipv4Addr, target: Ipv4Addr) -> Vec<u8> {
+    let mut packet = vec![0x45, 0, 0, 28, 0, 1, 0, 0, 64, 1, 0, 0];
+    packet.extend(source.octets());
+    packet.extend(target.octets());
+    packet.extend([8, 0, 0, 0, 0, 7, 0, 1]);
+    let ip = checksum(&packet[..20]);
+    packet[10..12].copy_from_slice(&ip);
+    let icmp = checksum(&packet[20..]);
+    packet[22..24].copy_from_slice(&icmp);
+    packet
 }
 
 /// RFC 1071.

@@ -16,6 +16,7 @@ use crate::filter::Lease;
 use crate::mss;
 use crate::packet::{Dropped, Header};
 use crate::pieces::{self, Joined, Joiner};
+use crate::rules::Limits;
 use crate::shard::inner_mtu::InnerMtu;
 use crate::shard::mailbox::{LinkId, Protocol};
 use crate::stats::{Drops, Flow, LinkStats};
@@ -86,6 +87,8 @@ pub(crate) struct Link {
     /// The end has been told to the control plane.
     pub(crate) reported: bool,
     pub(crate) lease: Option<Lease>,
+    /// What its client may reach; `None` for a client without rules.
+    pub(crate) limits: Option<Box<Limits>>,
     /// The largest inner packet that hosts may send.
     pub(crate) inner_mtu: InnerMtu,
     /// In the engine's queue of links to transmit for.
@@ -148,6 +151,7 @@ impl Link {
             heard: false,
             reported: false,
             lease: None,
+            limits: None,
             inner_mtu: InnerMtu::default(),
             queued: false,
             touched: false,
@@ -377,8 +381,14 @@ impl Link {
 
     /// Queues one inner packet for the peer. `header` is that of its flow (of the super-packet it
     /// was cut from), `max_bytes` is [`Self::datagram_bytes`].
-    pub(crate) fn send_packet(&mut self, packet: Bytes, header: &Header, max_bytes: usize) -> Sent {
+    pub(crate) fn send_packet(&mut self, now: Instant, packet: Bytes, header: &Header, max_bytes: usize) -> Sent {
         let len = packet.len();
+        if let Some(limits) = &mut self.limits
+            && let Err(why) = limits.judge_sent(len, now)
+        {
+            self.dropped_out.count(&why);
+            return Sent::Dropped;
+        }
         if len <= max_bytes {
             // A part of a super-packet holds no more than its neighbours do, which leave just before it.
             let alone = len == header.len();

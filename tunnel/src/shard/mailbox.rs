@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::close::{Close, Down};
 use crate::device::Device;
 pub use crate::filter::{Lease, Policy};
+pub use crate::rules::Rules;
 use crate::shard::waker::Waker;
 use crate::stats::{LinkStats, ShardStats};
 use crate::transport::{ClientTransport, ServerTransport};
@@ -84,6 +85,14 @@ pub enum Command<D: Device> {
         link: LinkId,
         /// Its addresses.
         lease: Lease,
+    },
+    /// What a gateway's client may reach, and how fast; `None` lifts all of it. Before [`Command::Admit`], so that
+    /// not a packet passes without.
+    Limit {
+        /// The link.
+        link: LinkId,
+        /// Its rules.
+        rules: Option<Arc<Rules>>,
     },
     /// Closes the link, after frames already sent on the control stream have gone out.
     Close {

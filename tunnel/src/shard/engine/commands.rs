@@ -11,6 +11,7 @@ use tokio::sync::oneshot;
 use super::{Engine, Role};
 use crate::close::{Close, Down};
 use crate::filter::{Lease, Policy};
+use crate::rules::{Limits, Rules};
 use crate::shard::mailbox::{Inspection, LinkId};
 use crate::stats::ShardStats;
 use crate::transport::{ClientTransport, ServerTransport};
@@ -50,6 +51,11 @@ impl Engine {
             }
             Role::Gateway { routing, .. } => routing.insert(lease, id),
         }
+    }
+
+    /// Holds the link's client to these rules; what it has used up of a rate is forgotten.
+    pub fn limit(&mut self, id: LinkId, rules: Option<Arc<Rules>>) {
+        self.with(id, |link| link.limits = rules.map(|rules| Box::new(Limits::new(rules))));
     }
 
     /// Answers new peers with these keys. A client answers nobody.

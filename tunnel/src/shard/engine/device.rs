@@ -56,7 +56,7 @@ impl Engine {
         let max_bytes = link.datagram_bytes();
         let mut too_big = None;
         frame.cut(&mut self.cuttings, &mut |packet| {
-            if let Sent::TooBig { mtu_bytes, packet } = link.send_packet(packet, &header, max_bytes) {
+            if let Sent::TooBig { mtu_bytes, packet } = link.send_packet(now, packet, &header, max_bytes) {
                 // One answer a frame is enough for its sender.
                 too_big.get_or_insert((packet, mtu_bytes));
             }
@@ -89,7 +89,7 @@ impl Engine {
         };
         let Some(link) = self.links[index].as_mut() else { return };
         let max_bytes = link.datagram_bytes();
-        let sent = link.send_packet(packet, &header, max_bytes);
+        let sent = link.send_packet(now, packet, &header, max_bytes);
         self.queue(index);
         if let Sent::TooBig { mtu_bytes, packet } = sent {
             self.answer_too_big(now, index, &packet, &header, mtu_bytes);
