@@ -3,6 +3,7 @@
 //! Each returns what belongs on standard output; data only, as text or as one JSON object with
 //! `"schema": 1`. Failures carry the exit code of the product contract, section 6.2.
 
+pub mod ca;
 pub mod devices;
 pub mod init;
 pub mod invite;
@@ -12,11 +13,13 @@ pub mod lists;
 use std::io;
 use std::path::PathBuf;
 
+use crate::backup::BackupError;
 use crate::config::{Config, ConfigError, Loaded, Source};
 use crate::control_socket::{AskError, Request, Response, ask};
 use crate::gateway::GatewayError;
 use crate::interface::{NetlinkError, Overlap};
 use crate::registry::RegistryError;
+use crate::sealed_file::SealError;
 use crate::settings::SettingsError;
 use crate::state::{StateDir, StateError};
 use culvert_tunnel::identity::IdentityError;
@@ -75,6 +78,28 @@ pub enum AdminError {
     /// The registry was changed, but a running gateway was not told.
     #[error("the registry was changed, but the running gateway was not told and sees it a second later: {0}")]
     StillOpen(AskError),
+    /// A file cannot be read.
+    #[error("cannot read {}: {error}", .path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// What the OS says.
+        error: io::Error,
+    },
+    /// Nobody is there to ask.
+    #[error(
+        "a passphrase is needed and there is no terminal; give it with --passphrase-file FILE (- is standard input)"
+    )]
+    NoPassphrase,
+    /// It would be tried out.
+    #[error("a passphrase has at least {0} characters; four or five words are easy to keep")]
+    ShortPassphrase(usize),
+    /// A backup does not open.
+    #[error(transparent)]
+    Sealed(#[from] SealError),
+    /// A backup is not whole.
+    #[error(transparent)]
+    Backup(#[from] BackupError),
     /// The running gateway keeps its configuration.
     #[error("{0}")]
     NotReloaded(String),
@@ -125,10 +150,14 @@ impl AdminError {
     /// The exit code (product contract 6.2, rule 3).
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::NeedsEndpoint(_) | Self::BadName | Self::BadDuration(_) => 2,
+            Self::NeedsEndpoint(_)
+            | Self::BadName
+            | Self::BadDuration(_)
+            | Self::NoPassphrase
+            | Self::ShortPassphrase(_) => 2,
             Self::Ask(AskError::NotRunning { .. } | AskError::NoAnswer(_)) | Self::StillOpen(_) => 4,
             Self::Ask(AskError::Forbidden(_)) | Self::Gateway(GatewayError::NoCapability) => 8,
-            Self::State(StateError::Io { error, .. }) | Self::Write { error, .. }
+            Self::State(StateError::Io { error, .. }) | Self::Write { error, .. } | Self::Read { error, .. }
                 if error.kind() == io::ErrorKind::PermissionDenied =>
             {
                 8

@@ -7,6 +7,7 @@
 pub mod addresses;
 pub mod admin;
 pub mod admit;
+pub mod backup;
 pub mod challenges;
 pub mod changes;
 pub mod config;
@@ -23,6 +24,7 @@ pub mod nat;
 pub mod policy;
 pub mod registry;
 pub mod reload;
+pub mod sealed_file;
 pub mod sessions;
 pub mod settings;
 pub mod speed;

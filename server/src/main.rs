@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
+use culvert_server::admin::ca::Passphrase;
 use culvert_server::admin::devices::Which;
 use culvert_server::admin::init::InitRequest;
 use culvert_server::admin::invite::InviteRequest;
@@ -103,6 +104,11 @@ enum Command {
     Sessions {
         #[command(subcommand)]
         command: Sessions,
+    },
+    /// The certificate authority: what it is, and a backup of it with the registry
+    Ca {
+        #[command(subcommand)]
+        command: Ca,
     },
     /// The running gateway as a whole
     Status {
@@ -214,6 +220,38 @@ enum Sessions {
     },
 }
 
+#[derive(Debug, Subcommand)]
+enum Ca {
+    /// The CA's pin and life, and the gateway's own certificate
+    Show {
+        /// One JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Write the CA, the registry and the configuration to one file that a passphrase opens
+    Backup {
+        /// A new file
+        file: PathBuf,
+        /// The passphrase is the first line of this file; - is standard input
+        #[arg(long, value_name = "FILE")]
+        passphrase_file: Option<PathBuf>,
+        /// One JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make the gateway of a backup, on a machine that has none
+    Restore {
+        /// What backup wrote
+        file: PathBuf,
+        /// The passphrase is the first line of this file; - is standard input
+        #[arg(long, value_name = "FILE")]
+        passphrase_file: Option<PathBuf>,
+        /// One JSON object
+        #[arg(long)]
+        json: bool,
+    },
+}
+
 /// One device, or a user's.
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
@@ -291,6 +329,7 @@ async fn execute(cli: Cli) -> anyhow::Result<String> {
             Sessions::List { json } => lists::sessions(&config(place)?, json)?,
             Sessions::Kick { which, json } => admin::devices::kick(&config(place)?, &which.which(), json).await?,
         },
+        Command::Ca { command } => ca(place, command).await?,
         Command::Status { json } => lists::status(&config(place)?, json)?,
         Command::Run => {
             let loaded = load(place, None, Named::MustExist)?;
@@ -312,6 +351,19 @@ async fn execute(cli: Cli) -> anyhow::Result<String> {
             if undone { "Undid what a gateway left on this host.\n".into() } else { "Nothing to undo.\n".into() }
         }
     })
+}
+
+async fn ca(place: &Place, command: Ca) -> Result<String, AdminError> {
+    let source = |file: Option<PathBuf>| file.map_or(Passphrase::Ask, Passphrase::File);
+    match command {
+        Ca::Show { json } => admin::ca::show(&config(place)?, json).await,
+        Ca::Backup { file, passphrase_file, json } => {
+            admin::ca::backup(&load(place, None, Named::MustExist)?, &file, &source(passphrase_file), json).await
+        }
+        Ca::Restore { file, passphrase_file, json } => {
+            admin::ca::restore(&load(place, None, Named::MayBeMissing)?, &file, &source(passphrase_file), json).await
+        }
+    }
 }
 
 async fn invites(config: &Config, command: Invites) -> Result<String, AdminError> {

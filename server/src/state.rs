@@ -22,7 +22,9 @@ use culvert_tunnel::shard::cid::CidKey;
 use rustix::fs::{FlockOperation, flock};
 use x509_parser::extensions::GeneralName;
 use x509_parser::parse_x509_certificate;
+use zeroize::Zeroizing;
 
+use crate::backup::{self, Files};
 use crate::files;
 use crate::registry::sqlite::SqliteRegistry;
 use crate::registry::{Meta, RegistryError};
@@ -130,11 +132,7 @@ impl StateDir {
         self.remove_unfinished(lock);
         let unfinished = self.root.join(UNFINISHED);
         let made = self.fill(&unfinished, display_name, leaf_names, facts).await;
-        let made = made.and_then(|()| {
-            files::sync_folder(&unfinished.join("x")).map_err(self.io(&unfinished))?;
-            fs::rename(&unfinished, self.gateway()).map_err(self.io(&self.gateway()))?;
-            files::sync_folder(&self.gateway()).map_err(self.io(&self.root))
-        });
+        let made = made.and_then(|()| self.finish(&unfinished));
         if made.is_err() {
             self.remove_unfinished(lock);
         }
@@ -165,6 +163,66 @@ impl StateDir {
         files::write_new(&cids, &CidKey::random_secret(), 0o600).map_err(self.io(&cids))?;
         SqliteRegistry::create(&folder.join("registry.sqlite"), facts).await?.close().await;
         Ok(())
+    }
+
+    /// What a backup holds. The registry is copied as it is at one moment, also while a gateway runs.
+    ///
+    /// # Errors
+    /// [`StateError`].
+    pub async fn backup_files(&self) -> Result<Files, StateError> {
+        let mut files = Files::new();
+        for name in backup::FILES {
+            let path = self.gateway().join(name);
+            let bytes = if path.extension().is_some_and(|extension| extension == "sqlite") {
+                let copy = self.root.join(format!(".backup-{}.sqlite", std::process::id()));
+                let registry = self.registry().await?;
+                let copied = registry.copy_to(&copy).await;
+                registry.close().await;
+                let bytes = copied.map(|()| fs::read(&copy));
+                let _ = fs::remove_file(&copy); // not there when copying failed
+                bytes?
+            } else {
+                fs::read(&path)
+            };
+            files.push((name.to_owned(), Zeroizing::new(bytes.map_err(self.io(&path))?)));
+        }
+        Ok(files)
+    }
+
+    /// Makes what [`Self::backup_files`] gave, in one step: afterwards all of it is on disk, or nothing.
+    ///
+    /// # Errors
+    /// [`StateError`]; the directory is as it was then.
+    pub async fn restore(&self, lock: &StateLock, kept: &Files) -> Result<(), StateError> {
+        self.remove_unfinished(lock);
+        let unfinished = self.root.join(UNFINISHED);
+        let made = self.unpack(&unfinished, kept).await.and_then(|()| self.finish(&unfinished));
+        if made.is_err() {
+            self.remove_unfinished(lock);
+        }
+        made
+    }
+
+    async fn unpack(&self, folder: &Path, kept: &Files) -> Result<(), StateError> {
+        DirBuilder::new().mode(0o700).create(folder).map_err(self.io(folder))?;
+        for (name, bytes) in kept {
+            let path = folder.join(name);
+            files::write_new(&path, bytes, 0o600).map_err(self.io(&path))?;
+        }
+        let path = folder.join("ca.pem");
+        let (certificate, key) = (self.read(&path)?, self.read(&folder.join("ca.key"))?);
+        Authority::load(&certificate, &key).map_err(|error| StateError::Identity { path, error })?;
+        let registry = SqliteRegistry::open(&folder.join("registry.sqlite")).await?;
+        let sound = registry.check().await;
+        registry.close().await;
+        Ok(sound?)
+    }
+
+    /// What was filled takes its name.
+    fn finish(&self, unfinished: &Path) -> Result<(), StateError> {
+        files::sync_folder(&unfinished.join("x")).map_err(self.io(unfinished))?;
+        fs::rename(unfinished, self.gateway()).map_err(self.io(&self.gateway()))?;
+        files::sync_folder(&self.gateway()).map_err(self.io(&self.root))
     }
 
     /// What an interrupted `init` left was never in use.
@@ -236,7 +294,11 @@ impl StateDir {
         }
     }
 
-    fn check_initialised(&self) -> Result<(), StateError> {
+    /// Is there a gateway here?
+    ///
+    /// # Errors
+    /// [`StateError::NotInitialised`], or [`StateError::Io`] when that cannot be seen.
+    pub fn check_initialised(&self) -> Result<(), StateError> {
         match fs::metadata(self.gateway()) {
             Ok(_) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Err(StateError::NotInitialised(self.root.clone())),

@@ -7,6 +7,8 @@ mod client;
 mod namespace;
 
 use std::net::Ipv4Addr;
+use std::os::unix::fs::PermissionsExt;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use client::{Device, Gateway, Session, add_address, closed, ping, refused, with_gateway};
@@ -207,6 +209,62 @@ fn a_new_name_gets_a_certificate_while_sessions_go_on_and_sighup_does_it_too() {
         assert!(ping(&session, session.welcome.gateway_ipv4).await.is_some());
         let invitation = gateway.invite("ben");
         assert!(invitation.endpoints.iter().any(|endpoint| endpoint.starts_with("new.example.org:")));
+    });
+}
+
+#[test]
+fn a_backup_makes_the_same_gateway_again_and_its_devices_notice_nothing() {
+    with_gateway("a_backup_makes_the_same_gateway_again_and_its_devices_notice_nothing", async |gateway| {
+        let device = gateway.enrol(&gateway.invite("anna")).await.unwrap();
+        let before = gateway.session(&device).await.unwrap();
+        let path = |name: &str| gateway.folder.path().join(name).to_str().unwrap().to_owned();
+        let (file, good, bad) = (path("backup"), path("passphrase"), path("other"));
+        std::fs::write(&good, "four words are enough\nnot this").unwrap();
+        std::fs::write(&bad, "four words are not it").unwrap();
+
+        // While it runs, and while the registry's newest rows are still in its log.
+        gateway.ok(&["ca", "backup", &file, "--passphrase-file", &good]);
+        assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+        assert!(gateway.fails(&["ca", "backup", &file, "--passphrase-file", &good]).contains("exists already"));
+        assert!(gateway.fails(&["ca", "restore", &file, "--passphrase-file", &good]).contains("exists already"));
+        let pin = gateway.json(&["ca", "show", "--json"])["ca"]["pin"].clone();
+
+        gateway.signal("-TERM");
+        assert!(gateway.wait().success());
+        std::fs::remove_dir_all(path("state")).unwrap();
+        std::fs::remove_file(path("gw.toml")).unwrap();
+        assert!(gateway.fails(&["ca", "restore", &file, "--passphrase-file", &bad]).contains("passphrase is wrong"));
+        let mut damaged = std::fs::read(&file).unwrap();
+        let middle = damaged.len() / 2;
+        damaged[middle] ^= 1;
+        std::fs::write(path("damaged"), &damaged).unwrap();
+        gateway.fails(&["ca", "restore", &path("damaged"), "--passphrase-file", &good]);
+        assert!(!std::path::Path::new(&path("state/gateway")).exists(), "nothing half made");
+
+        let told = gateway.json(&["ca", "restore", &file, "--passphrase-file", &good, "--json"]);
+        assert_eq!((&told["ca_pin"], &told["config_written"]), (&pin, &true.into()));
+        gateway.start();
+        let after = gateway.session(&device).await.unwrap();
+        assert_eq!(after.welcome.ipv4, before.welcome.ipv4);
+    });
+}
+
+#[test]
+fn a_backup_needs_a_passphrase_that_is_worth_one() {
+    with_gateway("a_backup_needs_a_passphrase_that_is_worth_one", async |gateway| {
+        let file = gateway.folder.path().join("backup").to_str().unwrap().to_owned();
+        let short = gateway.folder.path().join("short").to_str().unwrap().to_owned();
+        std::fs::write(&short, "short").unwrap();
+        for (arguments, told) in [
+            (vec!["ca", "backup", &file], "there is no terminal"),
+            (vec!["ca", "backup", &file, "--passphrase-file", &short], "at least 12 characters"),
+        ] {
+            let output = gateway.command(&arguments).stdin(Stdio::null()).output().unwrap();
+            let error = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(2), "{error}");
+            assert!(error.contains(told), "{error}");
+        }
+        assert!(!std::path::Path::new(&file).exists());
     });
 }
 

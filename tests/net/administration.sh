@@ -52,6 +52,18 @@ match "the history tells it" "renewed.*renewed.*enrol_ok" "$(server devices show
 
 echo "- reload"
 
+net_spawn ping "$NET_CLIENT" ping -n -q -c 200 -i 0.01 -W 2 "$inner"
+ping=$NET_PID
+for rate in 1G 2G 3G; do
+  gateway_set auth <<TOML
+[limits]
+rate = "$rate"
+TOML
+  run server reload
+  check "reload with $rate: in force" "0 yes" "$CODE $([[ $OUT = *limits.rate* ]] && echo yes)"
+done
+wait "$ping"
+match "no packet is lost by that" "200 packets transmitted, 200 received" "$(<"$NET_DIR/ping.log")"
 gateway_set auth <<TOML
 [push]
 routes = ["default"]

@@ -97,6 +97,38 @@ impl SqliteRegistry {
         Ok(Self { pool })
     }
 
+    /// Writes a copy as it is at this moment, which nobody else can read. The file must not exist.
+    ///
+    /// # Errors
+    /// What the store says; there is no file then.
+    pub async fn copy_to(&self, path: &Path) -> Result<(), RegistryError> {
+        let text = path.to_str().ok_or(RegistryError::Denied)?;
+        std::fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path)
+            .map_err(|error| from_io(&error))?;
+        // An empty file is taken as a database without tables, and keeps its mode.
+        let copied = sqlx::query("VACUUM INTO $1").bind(text).execute(&mut *self.read().await?).await;
+        if copied.is_err() {
+            let _ = std::fs::remove_file(path); // ours, and useless
+        }
+        copied.map(drop).map_err(from_sqlx)
+    }
+
+    /// Looks at every page.
+    ///
+    /// # Errors
+    /// [`RegistryError::Damaged`], or what the store says.
+    pub async fn check(&self) -> Result<(), RegistryError> {
+        let told: String = sqlx::query_scalar("PRAGMA integrity_check")
+            .fetch_one(&mut *self.read().await?)
+            .await
+            .map_err(from_sqlx)?;
+        if told == "ok" { Ok(()) } else { Err(RegistryError::Damaged) }
+    }
+
     /// Closes every connection; the last one folds the log into the main file.
     pub async fn close(self) {
         self.pool.close().await;

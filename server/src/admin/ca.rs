@@ -1,0 +1,169 @@
+//! `ca show|backup|restore`: the one thing that a gateway cannot make again.
+
+use std::fs;
+use std::io::{self, IsTerminal, Read};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use culvert_tunnel::identity::renew_at;
+use serde_json::json;
+use time::OffsetDateTime;
+use zeroize::Zeroizing;
+
+use super::lists::line;
+use super::{AdminError, SCHEMA, state_dir};
+use crate::backup::{self, CONFIG, Files};
+use crate::config::{Config, Loaded};
+use crate::files;
+use crate::sealed_file;
+use crate::settings::Settings;
+use crate::times::rfc3339;
+
+/// Shorter ones are tried out too fast, whatever the file's own cost.
+const PASSPHRASE_MIN: usize = 12;
+
+/// Where a passphrase comes from. Never from the command line, which others can read.
+#[derive(Clone, Debug)]
+pub enum Passphrase {
+    /// The terminal.
+    Ask,
+    /// A file's first line; `-` is standard input.
+    File(PathBuf),
+}
+
+/// The CA and the gateway's own certificate.
+///
+/// # Errors
+/// [`AdminError`] when there is no gateway here.
+pub async fn show(config: &Config, as_json: bool) -> Result<String, AdminError> {
+    let state = state_dir(config);
+    let registry = state.registry().await?;
+    let settings = Settings::resolve(config, &registry).await?;
+    registry.close().await;
+    let authority = state.authority()?;
+    let leaf = state.leaf(&authority, &settings.leaf_names(), SystemTime::now())?.facts()?;
+    let ca = authority.facts();
+    let time = |at: SystemTime| rfc3339(OffsetDateTime::from(at));
+    let renews = renew_at(leaf.not_before, leaf.not_after);
+    if as_json {
+        return Ok(line(&json!({
+            "schema": SCHEMA,
+            "ca": { "pin": authority.pin().to_string(), "name": ca.common_name, "serial": ca.serial_hex,
+                    "not_before": time(ca.not_before), "not_after": time(ca.not_after) },
+            "gateway": { "names": settings.leaf_names(), "serial": leaf.serial_hex,
+                         "not_before": time(leaf.not_before), "not_after": time(leaf.not_after), "renews": time(renews) },
+        })));
+    }
+    Ok(format!(
+        "{}\n    Pin:          {}\n    Valid until:  {}\nThe gateway's own certificate\n    Names:        {}\n    \
+         Valid until:  {} (renews by itself on {})\n",
+        ca.common_name.as_deref().unwrap_or("CA"),
+        authority.pin(),
+        time(ca.not_after),
+        settings.leaf_names().join(", "),
+        time(leaf.not_after),
+        OffsetDateTime::from(renews).date(),
+    ))
+}
+
+/// Writes everything that cannot be made again into one sealed file, mode 0600. The gateway may run.
+///
+/// # Errors
+/// [`AdminError`]; there is no file then.
+pub async fn backup(loaded: &Loaded, to: &Path, from: &Passphrase, as_json: bool) -> Result<String, AdminError> {
+    let state = state_dir(&loaded.config);
+    state.check_initialised()?;
+    if to.exists() {
+        return Err(AdminError::Exists(to.to_owned()));
+    }
+    let passphrase = read_passphrase(from, true)?;
+    let mut kept = state.backup_files().await?;
+    if let Ok(config) = fs::read(&loaded.path) {
+        kept.push((CONFIG.to_owned(), Zeroizing::new(config)));
+    }
+    let about = format!(
+        "Backup of a Culvert gateway, version {}, made {}. Restore it with: culvert-server ca restore FILE\n",
+        env!("CARGO_PKG_VERSION"),
+        rfc3339(OffsetDateTime::now_utc())
+    );
+    let sealed = sealed_file::seal(&backup::pack(&kept, &about)?, &passphrase)?;
+    files::write_new(to, &sealed, 0o600).and_then(|()| files::sync_folder(to)).map_err(|error| match error.kind() {
+        io::ErrorKind::AlreadyExists => AdminError::Exists(to.to_owned()),
+        _ => AdminError::Write { path: to.to_owned(), error },
+    })?;
+    Ok(if as_json {
+        line(&json!({ "schema": SCHEMA, "file": to, "bytes": sealed.len() }))
+    } else {
+        format!(
+            "{} holds the CA and the registry. Without its passphrase nobody can use it, you included.\n",
+            to.display()
+        )
+    })
+}
+
+/// Makes a gateway of a backup, where there is none. Its files are there all at once, or not at all.
+///
+/// # Errors
+/// [`AdminError`]; nothing has changed then.
+pub async fn restore(loaded: &Loaded, file: &Path, from: &Passphrase, as_json: bool) -> Result<String, AdminError> {
+    let state = state_dir(&loaded.config);
+    if state.is_initialised() {
+        return Err(AdminError::Exists(state.root().to_owned()));
+    }
+    let sealed = fs::read(file).map_err(|error| AdminError::Read { path: file.to_owned(), error })?;
+    let passphrase = read_passphrase(from, false)?;
+    let mut kept: Files = backup::unpack(&sealed_file::open(&sealed, &passphrase)?)?;
+    let at = kept.iter().position(|(name, _)| name == CONFIG);
+    let config = at.map(|at| kept.swap_remove(at).1);
+    let lock = state.lock()?;
+    state.restore(&lock, &kept).await?;
+    let wrote = match config {
+        Some(config) if !loaded.found => write_config(&loaded.path, &config).is_ok(),
+        _ => false,
+    };
+    let pin = state.authority()?.pin().to_string();
+    Ok(if as_json {
+        line(&json!({ "schema": SCHEMA, "ca_pin": pin, "state_dir": state.root(), "config_written": wrote }))
+    } else {
+        let config =
+            if wrote { format!(", and the configuration is in {}", loaded.path.display()) } else { String::new() };
+        format!("The gateway is in {}{config}. CA pin: {pin}\n", state.root().display())
+    })
+}
+
+fn write_config(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    files::write_new(path, bytes, 0o644)
+}
+
+fn read_passphrase(from: &Passphrase, new: bool) -> Result<Zeroizing<String>, AdminError> {
+    let text = match from {
+        Passphrase::File(path) if path == Path::new("-") => first_line(&mut io::stdin().lock()),
+        Passphrase::File(path) => fs::File::open(path).and_then(|mut file| first_line(&mut file)),
+        Passphrase::Ask if io::stdin().is_terminal() => ask(new),
+        Passphrase::Ask => return Err(AdminError::NoPassphrase),
+    };
+    let path = if let Passphrase::File(path) = from { path.clone() } else { "the terminal".into() };
+    let text = text.map_err(|error| AdminError::Read { path, error })?;
+    if new && text.chars().count() < PASSPHRASE_MIN {
+        return Err(AdminError::ShortPassphrase(PASSPHRASE_MIN));
+    }
+    Ok(text)
+}
+
+fn first_line(from: &mut impl Read) -> io::Result<Zeroizing<String>> {
+    const MOST: u64 = 4096;
+    let mut text = Zeroizing::new(String::new());
+    from.take(MOST).read_to_string(&mut text)?;
+    Ok(Zeroizing::new(text.lines().next().unwrap_or_default().to_owned()))
+}
+
+fn ask(new: bool) -> io::Result<Zeroizing<String>> {
+    let first = Zeroizing::new(rpassword::prompt_password("Passphrase: ")?);
+    if new && *first != *Zeroizing::new(rpassword::prompt_password("The same again: ")?) {
+        return Err(io::Error::other("the two passphrases are not the same"));
+    }
+    Ok(first)
+}
