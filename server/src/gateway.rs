@@ -22,6 +22,7 @@ use tokio::sync::mpsc;
 use crate::config::Config;
 use crate::control_socket::{ControlSocket, SocketError};
 use crate::conversation::Office;
+use crate::dns;
 use crate::forwarding::{Forwarding, ForwardingError};
 use crate::interface::{Netlink, NetlinkError, Overlap, check_overlap};
 use crate::journal::{Journal, JournalError};
@@ -148,7 +149,7 @@ async fn serve(config: Config, state: &StateDir, registry: SqliteRegistry) -> Re
     let lock = state.lock()?;
     let authority = state.authority()?;
     let cids = state.cid_key(&lock)?;
-    let settings = Settings::resolve(&config, &registry).await?;
+    let mut settings = Settings::resolve(&config, &registry).await?;
     check_stranded(&registry.devices().await?, &settings)?;
     let leaf = state.leaf(&authority, &settings.leaf_names(), SystemTime::now())?;
     let transport = ServerTransport::new(
@@ -198,8 +199,10 @@ async fn serve(config: Config, state: &StateDir, registry: SqliteRegistry) -> Re
         threads.push(thread);
     }
     let speed = speed(&config, &settings).await;
+    let resolver = dns::start(&config, &mut settings, &registry);
+    let dns = resolver.as_ref().map(dns::Forwarder::counters);
     let (asked, requests) = mpsc::channel(REQUESTS);
-    let office = Arc::new(Office { registry: registry.clone(), authority, config, settings });
+    let office = Arc::new(Office { registry: registry.clone(), authority, config, settings, dns });
     let stop = async {
         let signal = loop {
             tokio::select! {
@@ -216,6 +219,7 @@ async fn serve(config: Config, state: &StateDir, registry: SqliteRegistry) -> Re
         outcome = sessions => outcome,
         () = control.serve(asked) => Err(LoopError::ShardGone), // never: it serves for ever
         () = serve_speed(speed) => Err(LoopError::ShardGone), // neither does this end
+        () = dns::serve(resolver) => Err(LoopError::ShardGone), // nor this
     };
     drop(control);
     for thread in threads {

@@ -10,6 +10,7 @@ pub mod admit;
 pub mod config;
 pub mod control_socket;
 pub mod conversation;
+pub mod dns;
 pub mod files;
 pub mod forwarding;
 pub mod gateway;

@@ -335,7 +335,7 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
                 Response::Sessions { sessions }
             }
             Request::Status => {
-                let Office { config, settings, .. } = &*self.office;
+                let Office { config, settings, dns, .. } = &*self.office;
                 let sessions = open.count();
                 let pool = settings.pool;
                 Response::Status(Box::new(StatusInfo {
@@ -350,6 +350,7 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
                     sessions,
                     pending: CONVERSATIONS - self.conversations.available_permits(),
                     ended: self.ended.clone(),
+                    dns: dns.as_ref().map(|counters| counters.snapshot()),
                     shards,
                 }))
             }

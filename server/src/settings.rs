@@ -1,10 +1,12 @@
 //! What holds for this gateway once the configuration meets what `init` chose.
 
+use std::net::IpAddr;
+
 use culvert_tunnel::identity::IdentityError;
 use ipnet::{Ipv4Net, Ipv6Net};
 
 use crate::addresses::Pool;
-use crate::config::{Config, Endpoint, Ipv6};
+use crate::config::{Config, Endpoint, Ipv6, NameServer};
 use crate::registry::{Meta, Registry, RegistryError};
 
 /// Endpoints and inner networks, with nothing left open.
@@ -18,6 +20,8 @@ pub struct Settings {
     pub port: u16,
     /// The inner addresses.
     pub pool: Pool,
+    /// The name servers that clients are told of; the gateway's own addresses only while it answers there.
+    pub dns_servers: Vec<IpAddr>,
 }
 
 /// What is missing.
@@ -53,12 +57,24 @@ impl Settings {
             Ipv6::Network(network) => Some(network),
             Ipv6::Auto => Some(kept(registry, Meta::Ipv6, "network.ipv6").await?),
         };
-        Ok(Self {
+        Ok(Self::new(config, endpoint, Pool::new(ipv4, ipv6)))
+    }
+
+    /// What the configuration makes of an endpoint and a pool.
+    pub fn new(config: &Config, endpoint: Endpoint, pool: Pool) -> Self {
+        let gateway = pool.gateway();
+        let own = || std::iter::once(gateway.ipv4.into()).chain(gateway.ipv6.map(IpAddr::from));
+        let servers = config.push.dns.iter().flat_map(|server| match server {
+            NameServer::Gateway => own().collect(),
+            NameServer::Address(address) => vec![*address],
+        });
+        Self {
             endpoint,
             extra_endpoints: config.extra_endpoints.clone(),
             port: config.listen.port(),
-            pool: Pool::new(ipv4, ipv6),
-        })
+            pool,
+            dns_servers: servers.collect(),
+        }
     }
 
     /// Every endpoint as clients dial it, best first.
