@@ -5,6 +5,7 @@
 //! depends on the machine, such as overlapping networks (`overlap`).
 
 mod endpoint;
+mod families;
 mod keys;
 mod layers;
 mod names;
@@ -19,6 +20,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
 pub use endpoint::{Endpoint, NotAnEndpoint};
+pub use families::Translated;
 pub use keys::{CONFIG_VARIABLE, KEYS, Key, Kind};
 pub use layers::{Complaint, Layers, Problem, Source, Value};
 pub use names::{Dns, NameServer, Upstream, Zone};
@@ -45,6 +47,8 @@ pub struct Config {
     pub mtu_bytes: Option<u16>,
     /// `network.isolation`.
     pub isolation: bool,
+    /// `network.nat`.
+    pub nat: Translated,
     /// `push.*`.
     pub push: Push,
     /// `dns.*`.
@@ -222,6 +226,13 @@ impl Config {
             number => number.parse().ok().filter(|bytes| (1280..=9000).contains(bytes)).map(Some),
         });
         let isolation = read.switch("network", "isolation");
+        let nat = read.list("network", "nat", "\"ipv4\" or \"ipv6\"", |text| {
+            ["ipv4", "ipv6"].contains(&text).then(|| text.to_owned())
+        });
+        let nat = Translated {
+            ipv4: nat.iter().any(|family| family == "ipv4"),
+            ipv6: nat.iter().any(|family| family == "ipv6"),
+        };
         let routes = read.list("push", "routes", "\"default\" or a network such as \"10.1.0.0/16\"", destination);
         let excluded_routes = read.list("push", "excluded_routes", "a network such as \"192.168.0.0/16\"", |text| {
             text.parse::<IpNet>().ok().map(|network| vec![network.trunc()])
@@ -280,6 +291,7 @@ impl Config {
             ipv6: ipv6?,
             mtu_bytes: mtu_bytes?,
             isolation,
+            nat,
             push: Push { routes: routes.concat(), excluded_routes: excluded_routes.concat(), dns, domains },
             dns: resolver?,
             devices_per_user: devices_per_user?,
@@ -445,6 +457,17 @@ mod tests {
         assert_eq!(told.lines().count(), 3, "{told}");
         assert!(told.contains("gw.toml:2:8: network.ipv4 = \"100.77.3.1/24\" is not \"auto\" or a network"), "{told}");
         assert!(told.contains("gw.toml:3:7: network.mtu"), "{told}");
+    }
+
+    #[test]
+    fn a_family_that_is_not_named_is_routed() {
+        let nat = |text| load(text, &[]).unwrap().config.nat;
+        assert_eq!(nat(""), Translated::BOTH);
+        assert_eq!(nat("[network]\nnat = [\"ipv4\"]\n"), Translated { ipv4: true, ipv6: false });
+        assert_eq!(nat("[network]\nnat = []\n"), Translated { ipv4: false, ipv6: false });
+        assert!(
+            load("[network]\nnat = [\"nat64\"]\n", &[]).unwrap_err().to_string().contains("gw.toml:2:7: network.nat")
+        );
     }
 
     #[test]

@@ -23,6 +23,7 @@ use crate::config::Config;
 use crate::control_socket::{ControlSocket, SocketError};
 use crate::conversation::Office;
 use crate::dns;
+use crate::firewall;
 use crate::forwarding::{Forwarding, ForwardingError};
 use crate::interface::{Netlink, NetlinkError, Overlap, check_overlap};
 use crate::journal::{Journal, JournalError};
@@ -168,7 +169,7 @@ async fn serve(config: Config, state: &StateDir, registry: SqliteRegistry) -> Re
     // From here on the host changes; each value undoes its change when it is dropped.
     netlink.bring_up(&config.device, &settings.pool, config.mtu_bytes.unwrap_or(DEFAULT_MTU_BYTES)).await?;
     let host = Host::change(&config, &settings, state)?;
-    warn_blocked(&config.device, &settings);
+    firewall::warn(&config, &settings);
 
     let routing = Routing::default();
     let policy = Arc::new(policy(&config, &settings));
@@ -284,7 +285,7 @@ impl Host {
         }
         let table = nat::table_name(&config.device);
         journal.add_table(table.clone())?;
-        let nat = match Nat::apply(&config.device, &settings.pool, config.isolation) {
+        let nat = match Nat::apply(&config.device, &settings.pool, config.isolation, config.nat) {
             Ok(nat) => nat,
             Err(error) => {
                 journal.clear();
@@ -313,24 +314,6 @@ impl Drop for Host {
         }
         drop(nat);
         self.journal.clear();
-    }
-}
-
-/// Rules of others, such as Docker's or ufw's, still apply to what ours let pass.
-fn warn_blocked(device: &str, settings: &Settings) {
-    match nat::blocking_chains(settings.pool.ipv6().is_some()) {
-        Ok(chains) => {
-            for chain in chains {
-                tracing::warn!(
-                    event = "forward_blocked",
-                    chain,
-                    "the firewall chain {chain} drops forwarded packets that no rule of it accepts, so clients may \
-                     reach nothing; if so, run: {}",
-                    nat::accept_command(&chain, device)
-                );
-            }
-        }
-        Err(error) => tracing::warn!(%error, "cannot see whether another firewall drops forwarded packets"),
     }
 }
 

@@ -12,6 +12,7 @@ pub mod control_socket;
 pub mod conversation;
 pub mod dns;
 pub mod files;
+pub mod firewall;
 pub mod forwarding;
 pub mod gateway;
 pub mod interface;

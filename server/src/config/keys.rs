@@ -89,6 +89,7 @@ keys! {
     ipv6: Text = r#""auto""#, "The same for IPv6, a /64; empty turns IPv6 inside off.";
     mtu: TextOrNumber = r#""auto""#, "Of the gateway's interface, in bytes of one inner packet; auto is 1500.";
     isolation: Switch = "true", "Clients cannot reach one another.";
+    nat: List = r#"["ipv4", "ipv6"]"#, "Families that leave with this host's own address; what is not named is routed, and the network outside must know the way back.";
 
     [push]
     routes: List = r#"["default"]"#, "What clients send into the tunnel; default is everything.";
