@@ -99,7 +99,7 @@ pub fn welcome(
         networks: std::iter::once(settings.pool.ipv4().into()).chain(ipv6.map(Into::into)).collect(),
         routes: push.routes.clone(),
         excluded_routes: push.excluded_routes.clone(),
-        dns_servers: push.dns.clone(),
+        dns_servers: settings.name_servers(&push.dns),
         dns_domains: push.domains.clone(),
         seen_as,
         endpoints: settings.endpoints(),

@@ -5,11 +5,13 @@
 //! depends on the machine, such as overlapping networks (`overlap`).
 
 mod endpoint;
+mod families;
 mod keys;
 mod layers;
+mod names;
 mod policies;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -20,8 +22,10 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
 pub use endpoint::{Endpoint, NotAnEndpoint};
+pub use families::Translated;
 pub use keys::{CONFIG_VARIABLE, KEYS, Key, Kind};
 pub use layers::{Complaint, Layers, Problem, Source, Value};
+pub use names::{Dns, NameServer, Upstream, Zone};
 
 use crate::policy::Policies;
 use crate::times::parse_duration;
@@ -46,10 +50,14 @@ pub struct Config {
     pub mtu_bytes: Option<u16>,
     /// `network.isolation`.
     pub isolation: bool,
+    /// `network.nat`.
+    pub nat: Translated,
     /// `push.*`.
     pub push: Push,
     /// `groups` and `policy.*`, with `limits.rate`.
     pub policies: Policies,
+    /// `dns.*`.
+    pub dns: Dns,
     /// `limits.devices_per_user`; `None` means no limit.
     pub devices_per_user: Option<u32>,
     /// `limits.handshakes_per_second`; `None` means no limit.
@@ -84,7 +92,7 @@ pub struct Push {
     /// Destinations that stay outside even so.
     pub excluded_routes: Vec<IpNet>,
     /// DNS servers; empty leaves the client's own.
-    pub dns: Vec<IpAddr>,
+    pub dns: Vec<NameServer>,
     /// Domains that these servers answer; empty means all.
     pub domains: Vec<String>,
 }
@@ -225,17 +233,27 @@ impl Config {
             number => number.parse().ok().filter(|bytes| (1280..=9000).contains(bytes)).map(Some),
         });
         let isolation = read.switch("network", "isolation");
+        let nat = read.list("network", "nat", "\"ipv4\" or \"ipv6\"", |text| {
+            ["ipv4", "ipv6"].contains(&text).then(|| text.to_owned())
+        });
+        let nat = Translated {
+            ipv4: nat.iter().any(|family| family == "ipv4"),
+            ipv6: nat.iter().any(|family| family == "ipv6"),
+        };
         let routes = read.list("push", "routes", "\"default\" or a network such as \"10.1.0.0/16\"", destination);
         let excluded_routes = read.list("push", "excluded_routes", "a network such as \"192.168.0.0/16\"", |text| {
             text.parse::<IpNet>().ok().map(|network| vec![network.trunc()])
         });
-        let dns = read.list("push", "dns", "an address (the gateway has no resolver of its own yet)", |text| {
-            text.parse::<IpAddr>().ok()
-        });
+        let mut dns = read.list("push", "dns", "\"gateway\" or an address", NameServer::parse);
         let domains = read.list("push", "domains", "a domain name", |text| {
             let text = text.trim_end_matches('.');
             endpoint::is_host_name(text).then(|| text.to_ascii_lowercase())
         });
+        let everything = routes.iter().flatten().any(|network| network.prefix_len() == 0);
+        if *layers.get("push", "dns").2 == Source::Default && !everything && domains.is_empty() {
+            dns.clear(); // who sends little into the tunnel keeps his own name servers unless somebody says otherwise
+        }
+        let resolver = read.resolver();
         let devices_per_user = read.number("limits", "devices_per_user", "0 (no limit) or more");
         let rate = read.text("limits", "rate", policies::RATE, policies::rate);
         let handshakes_per_second = read.number("limits", "handshakes_per_second", "0 (no limit) or more");
@@ -281,8 +299,10 @@ impl Config {
             ipv6: ipv6?,
             mtu_bytes: mtu_bytes?,
             isolation,
+            nat,
             push: Push { routes: routes.concat(), excluded_routes: excluded_routes.concat(), dns, domains },
             policies: Policies { bytes_per_second: rate?, ..layers.policies().clone() },
+            dns: resolver?,
             devices_per_user: devices_per_user?,
             handshakes_per_second: handshakes_per_second?,
             speedtests: speedtests?,
@@ -410,6 +430,18 @@ impl Reader<'_> {
         parsed
     }
 
+    fn resolver(&mut self) -> Option<Dns> {
+        let upstream = self.list("dns", "upstream", "\"system\" or an address", Upstream::parse);
+        let zones =
+            self.list("dns", "zones", "a domain and its server, such as \"corp.example=10.0.0.53\"", Zone::parse);
+        let inner =
+            self.text("dns", "inner", "a domain such as \"internal\", or \"\"", |text| or_empty(text, names::domain))?;
+        if zones.iter().any(|zone| Some(&zone.name) == inner.as_ref()) {
+            self.complain("dns", "zones", "a domain other than dns.inner, which the gateway answers itself");
+        }
+        Some(Dns { upstream, zones, inner })
+    }
+
     fn complain(&mut self, section: &str, name: &str, expected: &'static str) {
         let (key, value, source) = self.layers.get(section, name);
         let what = Complaint::Meaningless { section: key.section, name: key.name, value: value.clone(), expected };
@@ -437,6 +469,36 @@ mod tests {
         assert_eq!(told.lines().count(), 3, "{told}");
         assert!(told.contains("gw.toml:2:8: network.ipv4 = \"100.77.3.1/24\" is not \"auto\" or a network"), "{told}");
         assert!(told.contains("gw.toml:3:7: network.mtu"), "{told}");
+    }
+
+    #[test]
+    fn a_family_that_is_not_named_is_routed() {
+        let nat = |text| load(text, &[]).unwrap().config.nat;
+        assert_eq!(nat(""), Translated::BOTH);
+        assert_eq!(nat("[network]\nnat = [\"ipv4\"]\n"), Translated { ipv4: true, ipv6: false });
+        assert_eq!(nat("[network]\nnat = []\n"), Translated { ipv4: false, ipv6: false });
+        assert!(
+            load("[network]\nnat = [\"nat64\"]\n", &[]).unwrap_err().to_string().contains("gw.toml:2:7: network.nat")
+        );
+    }
+
+    #[test]
+    fn clients_ask_the_gateway_unless_they_send_little_into_the_tunnel() {
+        let dns = |text| load(text, &[]).unwrap().config.push.dns;
+        assert_eq!(dns(""), [NameServer::Gateway]);
+        assert_eq!(dns("[push]\nroutes = [\"10.1.0.0/16\"]\n"), []);
+        assert_eq!(dns("[push]\nroutes = [\"10.1.0.0/16\"]\ndomains = [\"corp.example\"]\n"), [NameServer::Gateway]);
+        assert_eq!(dns("[push]\nroutes = [\"10.1.0.0/16\"]\ndns = [\"gateway\"]\n"), [NameServer::Gateway]);
+        assert_eq!(dns("[push]\ndns = []\n"), []);
+        let both = [NameServer::Address("10.0.0.53".parse().unwrap()), NameServer::Gateway];
+        assert_eq!(dns("[push]\ndns = [\"10.0.0.53\", \"gateway\"]\n"), both);
+    }
+
+    #[test]
+    fn a_zone_cannot_take_the_devices_names() {
+        let told = load("[dns]\nzones = [\"internal=10.0.0.53\"]\n", &[]).unwrap_err().to_string();
+        assert!(told.contains("gw.toml:2:9: dns.zones") && told.contains("dns.inner"), "{told}");
+        assert!(load("[dns]\nzones = [\"internal=10.0.0.53\"]\ninner = \"\"\n", &[]).is_ok());
     }
 
     #[test]

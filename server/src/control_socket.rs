@@ -22,6 +22,8 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 
+use crate::dns;
+
 /// What an administrator may ask.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "snake_case", deny_unknown_fields)]
@@ -158,6 +160,9 @@ pub struct StatusInfo {
     /// Sessions that have ended since the start, by the word for why.
     #[serde(default)]
     pub ended: BTreeMap<String, u64>,
+    /// What the resolver for clients has done; `None` when there is none.
+    #[serde(default)]
+    pub dns: Option<dns::Snapshot>,
     /// The shards' counters.
     pub shards: Vec<ShardInfo>,
 }

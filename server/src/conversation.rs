@@ -25,6 +25,7 @@ use tokio::time::timeout;
 
 use crate::admit::{self, Refused};
 use crate::config::Config;
+use crate::dns;
 use crate::log::peer_text;
 use crate::registry::{Device, EnrolError, Enrolment, Registry};
 use crate::sessions::Proof;
@@ -46,6 +47,8 @@ pub struct Office<R> {
     pub config: Config,
     /// The same, joined with what `init` chose.
     pub settings: Settings,
+    /// What the resolver for clients has done, if there is one.
+    pub dns: Option<Arc<dns::Counters>>,
 }
 
 /// A client that may have a session.
@@ -223,7 +226,7 @@ impl<R: Registry, D: Interface> Conversation<R, D> {
     /// Issues the certificate and adds the device. A certificate of a device that was not added
     /// is worth nothing, so it comes first and the registry has the last word.
     async fn grant(&self, invitation: &[u8], whose: Whose, proven: &ProvenCsr) -> Result<(Device, Grant), Failed> {
-        let Office { registry, authority, config, settings } = &*self.office;
+        let Office { registry, authority, config, settings, .. } = &*self.office;
         let id = match whose.renews {
             Some(known) => known.parse(),
             None => DeviceId::generate(),

@@ -22,6 +22,8 @@ use tokio::sync::{mpsc, oneshot};
 use crate::config::{Config, ConfigError, Loaded};
 use crate::control_socket::{ControlSocket, Request, SocketError};
 use crate::conversation::Office;
+use crate::dns;
+use crate::firewall;
 use crate::forwarding::{Forwarding, ForwardingError};
 use crate::interface::{Netlink, NetlinkError, Overlap, check_overlap};
 use crate::journal::{Journal, JournalError};
@@ -164,7 +166,7 @@ async fn serve(
     let lock = state.lock()?;
     let authority = state.authority()?;
     let cids = state.cid_key(&lock)?;
-    let settings = Settings::resolve(&config, &registry).await?;
+    let mut settings = Settings::resolve(&config, &registry).await?;
     check_stranded(registry.stranded(&settings.pool).await?, &settings)?;
     let mut leaf = Leaf::new(state.clone(), Tuning { congestion: config.congestion });
     let transport = leaf.renewed(&authority, &settings, SystemTime::now())?.ok_or(GatewayError::NoLeaf)?;
@@ -178,7 +180,7 @@ async fn serve(
     // From here on the host changes; each value undoes its change when it is dropped.
     netlink.bring_up(&config.device, &settings.pool, config.mtu_bytes.unwrap_or(DEFAULT_MTU_BYTES)).await?;
     let host = Host::change(&config, &settings, state)?;
-    warn_blocked(&config.device, &settings);
+    firewall::warn(&config, &settings);
 
     let routing = Routing::default();
     let policy = Arc::new(policy(&config, &settings));
@@ -209,8 +211,10 @@ async fn serve(
         threads.push(thread);
     }
     let speed = speed(&config, &settings).await;
+    let resolver = dns::start(&config, &mut settings, &registry);
+    let dns = resolver.as_ref().map(dns::Forwarder::counters);
     let (asked, requests) = mpsc::channel(REQUESTS);
-    let office = Arc::new(Office { registry: registry.clone(), authority: Arc::new(authority), config, settings });
+    let office = Arc::new(Office { registry: registry.clone(), authority: Arc::new(authority), config, settings, dns });
     let reload = asked.clone();
     let stop = async {
         let signal = loop {
@@ -230,6 +234,7 @@ async fn serve(
         outcome = sessions => outcome,
         () = control.serve(asked) => Err(LoopError::ShardGone), // never: it serves for ever
         () = serve_speed(speed) => Err(LoopError::ShardGone), // neither does this end
+        () = dns::serve(resolver) => Err(LoopError::ShardGone), // nor this
     };
     drop(control);
     for thread in threads {
@@ -294,7 +299,7 @@ impl Host {
         }
         let table = nat::table_name(&config.device);
         journal.add_table(table.clone())?;
-        let nat = match Nat::apply(&config.device, &settings.pool, config.isolation) {
+        let nat = match Nat::apply(&config.device, &settings.pool, config.isolation, config.nat) {
             Ok(nat) => nat,
             Err(error) => {
                 journal.clear();
@@ -323,24 +328,6 @@ impl Drop for Host {
         }
         drop(nat);
         self.journal.clear();
-    }
-}
-
-/// Rules of others, such as Docker's or ufw's, still apply to what ours let pass.
-fn warn_blocked(device: &str, settings: &Settings) {
-    match nat::blocking_chains(settings.pool.ipv6().is_some()) {
-        Ok(chains) => {
-            for chain in chains {
-                tracing::warn!(
-                    event = "forward_blocked",
-                    chain,
-                    "the firewall chain {chain} drops forwarded packets that no rule of it accepts, so clients may \
-                     reach nothing; if so, run: {}",
-                    nat::accept_command(&chain, device)
-                );
-            }
-        }
-        Err(error) => tracing::warn!(%error, "cannot see whether another firewall drops forwarded packets"),
     }
 }
 

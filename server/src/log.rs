@@ -12,10 +12,10 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
-use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::filter::{FilterExt, LevelFilter, Targets, filter_fn};
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
-use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::layer::{Filter, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry, reload};
@@ -37,7 +37,7 @@ pub fn start(format: LogFormat, level: Targets) {
     } else {
         layer.event_format(Lines { journald }).boxed()
     };
-    if Registry::default().with(layer.with_filter(level)).try_init().is_ok() {
+    if Registry::default().with(layer.with_filter(without_names(level))).try_init().is_ok() {
         let _ = LEVEL.set(handle); // the first call was the only one to get here
     }
 }
@@ -54,6 +54,12 @@ static LEVEL: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();
 /// Without a line for each old token of a client that comes back, which then gets a Retry: many, and nothing to do.
 fn without_noise(level: Targets) -> Targets {
     level.with_target("quinn_proto::bloom_token_log", LevelFilter::ERROR)
+}
+
+/// hickory writes the names that clients look up, some of them as warnings. Whom somebody wants to reach is his own
+/// affair, so no level and no directive brings those lines back.
+fn without_names<S>(level: impl Filter<S>) -> impl Filter<S> {
+    level.and(filter_fn(|line| !line.target().starts_with("hickory_")))
 }
 
 /// Longest text from a peer in a log line, in bytes.
@@ -178,12 +184,25 @@ mod tests {
     }
 
     #[test]
+    fn no_level_writes_what_clients_look_up() {
+        let seen = logged_at("trace,hickory_net=trace", || {
+            tracing::warn!(target: "hickory_net::udp", "we expected secret.example");
+            tracing::trace!(target: "culvert_server::dns", "ours");
+        });
+        assert!(seen.contains("ours") && !seen.contains("secret"), "{seen}");
+    }
+
+    #[test]
     fn a_peers_text_is_cut() {
         assert_eq!(peer_text(&"x".repeat(500)).len(), 64);
         assert_eq!(format!("{:?}", peer_text(&"\n".repeat(500))).len(), 66, "with its quotes");
     }
 
     fn logged(log: impl FnOnce()) -> String {
+        logged_at("trace", log)
+    }
+
+    fn logged_at(level: &str, log: impl FnOnce()) -> String {
         #[derive(Clone, Default)]
         struct Kept(Arc<Mutex<Vec<u8>>>);
         impl io::Write for Kept {
@@ -199,7 +218,8 @@ mod tests {
         let writer = kept.clone();
         let layer = tracing_subscriber::fmt::layer()
             .with_writer(move || writer.clone())
-            .event_format(Lines { journald: false });
+            .event_format(Lines { journald: false })
+            .with_filter(without_names(level.parse::<Targets>().unwrap()));
         tracing::subscriber::with_default(Registry::default().with(layer), log);
         let bytes = kept.0.lock().unwrap().clone();
         String::from_utf8(bytes).unwrap()

@@ -3,7 +3,7 @@
 //! One nftables table, `inet culvert_<device>`, that this gateway owns. It is replaced in one
 //! transaction, so that a second start changes nothing and no moment is without rules, and
 //! removed when [`Nat`] is dropped. Rules of others stay as they are, and still apply: an accept
-//! here ends only our own chain.
+//! here ends only our own chain (see `firewall`).
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -17,6 +17,7 @@ use nftables::stmt::{Accept, Drop as Deny, Match, Operator, Statement};
 use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
 
 use crate::addresses::Pool;
+use crate::config::Translated;
 
 /// The table is in force until this is dropped.
 #[derive(Debug)]
@@ -53,8 +54,8 @@ impl Nat {
     ///
     /// # Errors
     /// [`NatError`]; nothing has changed then.
-    pub fn apply(device: &str, pool: &Pool, isolation: bool) -> Result<Self, NatError> {
-        put(device, pool, isolation)?;
+    pub fn apply(device: &str, pool: &Pool, isolation: bool, translated: Translated) -> Result<Self, NatError> {
+        put(device, pool, isolation, translated)?;
         Ok(Self { table: table_name(device) })
     }
 }
@@ -64,9 +65,9 @@ impl Nat {
 ///
 /// # Errors
 /// [`NatError`]; nothing has changed then.
-pub fn put(device: &str, pool: &Pool, isolation: bool) -> Result<(), NatError> {
+pub fn put(device: &str, pool: &Pool, isolation: bool, translated: Translated) -> Result<(), NatError> {
     let table = table_name(device);
-    apply(&table, &ruleset(&table, device, pool, isolation))
+    apply(&table, &ruleset(&table, device, pool, isolation, translated))
 }
 
 impl Drop for Nat {
@@ -101,36 +102,6 @@ pub fn other_gateways(own_table: &str) -> Result<bool, NatError> {
     }))
 }
 
-/// Base chains of others that drop what is forwarded unless a rule of theirs accepts it, as
-/// `family table chain`. Those of IPv6 alone count only with `ipv6`.
-///
-/// # Errors
-/// [`NatError`].
-pub fn blocking_chains(ipv6: bool) -> Result<Vec<String>, NatError> {
-    let listed = helper::get_current_ruleset_with_args(helper::DEFAULT_NFT, ["list", "chains"]).map_err(unlistable)?;
-    let blocking = |object: &NfObject<'_>| {
-        let NfObject::ListObject(NfListObject::Chain(chain)) = object else { return None };
-        let family = match chain.family {
-            NfFamily::INet => "inet",
-            NfFamily::IP => "ip",
-            NfFamily::IP6 if ipv6 => "ip6",
-            _ => return None, // a bridge's frames are not ours
-        };
-        let blocks = chain.hook == Some(NfHook::Forward) && chain.policy == Some(NfChainPolicy::Drop);
-        blocks.then(|| format!("{family} {} {}", chain.table, chain.name))
-    };
-    Ok(listed.objects.iter().filter_map(blocking).collect())
-}
-
-/// What makes one of the [`blocking_chains`] accept the tunnel's traffic. Our own rules still
-/// judge it.
-pub fn accept_command(chain: &str, device: &str) -> String {
-    format!(
-        "nft 'insert rule {chain} iifname \"{device}\" accept; \
-         insert rule {chain} oifname \"{device}\" ct state established,related accept'"
-    )
-}
-
 fn apply(table: &str, rules: &Nftables<'_>) -> Result<(), NatError> {
     helper::apply_ruleset(rules).map_err(|error| refused(table, error))
 }
@@ -147,7 +118,7 @@ fn is_missing(error: &NftablesError) -> bool {
     matches!(error, NftablesError::NftExecution { inner, .. } if inner.kind() == std::io::ErrorKind::NotFound)
 }
 
-fn ruleset<'a>(table: &'a str, device: &'a str, pool: &Pool, isolation: bool) -> Nftables<'a> {
+fn ruleset<'a>(table: &'a str, device: &'a str, pool: &Pool, isolation: bool, translated: Translated) -> Nftables<'a> {
     let networks: Vec<IpNet> = [Some(pool.ipv4().into()), pool.ipv6().map(IpNet::from)].into_iter().flatten().collect();
     let mut batch = Batch::new();
     batch.add(table_object(table));
@@ -169,7 +140,11 @@ fn ruleset<'a>(table: &'a str, device: &'a str, pool: &Pool, isolation: bool) ->
     forward(vec![to(device), Statement::Drop(Some(Deny {}))]);
 
     batch.add(chain(table, "postrouting", NfChainType::NAT, NfHook::Postrouting, 100));
-    for network in &networks {
+    let outside = |network: &&IpNet| match network {
+        IpNet::V4(_) => translated.ipv4,
+        IpNet::V6(_) => translated.ipv6,
+    };
+    for network in networks.iter().filter(outside) {
         let statements = vec![source(*network), not_to(device), Statement::Masquerade(None)];
         batch.add(rule(table, "postrouting", statements));
     }

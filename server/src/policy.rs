@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 use culvert_tunnel::rules::{Allow, Rules};
 
-use crate::config::Push;
+use crate::config::{NameServer, Push};
 
 /// The policy that holds for whoever has no other.
 pub const DEFAULT: &str = "default";
@@ -49,7 +49,7 @@ pub struct Policy {
     /// Instead of `push.routes`.
     pub routes: Option<Vec<ipnet::IpNet>>,
     /// Instead of `push.dns`.
-    pub dns: Option<Vec<std::net::IpAddr>>,
+    pub dns: Option<Vec<NameServer>>,
     /// Instead of `push.domains`.
     pub domains: Option<Vec<String>>,
     /// Instead of `limits.devices_per_user`; `Some(None)` is no limit.
@@ -89,6 +89,11 @@ impl Policies {
             push.domains = policy.domains.clone().unwrap_or(push.domains);
         }
         push
+    }
+
+    /// True when some policy sends name lookups to the gateway itself.
+    pub fn ask_the_gateway(&self) -> bool {
+        self.policies.iter().flat_map(|policy| &policy.dns).any(|servers| servers.contains(&NameServer::Gateway))
     }
 
     /// How many devices a user may have; `None` is any number.
@@ -177,7 +182,7 @@ mod tests {
         let push = Push {
             routes: vec!["10.0.0.0/8".parse().unwrap()],
             excluded_routes: vec![],
-            dns: vec!["10.0.0.1".parse().unwrap()],
+            dns: vec![NameServer::Gateway],
             domains: vec!["corp.example".into()],
         };
         let only_routes = Policy { routes: Some(vec![]), ..policy("anna") };

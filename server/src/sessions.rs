@@ -471,7 +471,7 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
 
     async fn tell_status(&self) -> Response {
         let (shards, _) = self.inspect().await;
-        let Office { config, settings, .. } = &*self.office;
+        let Office { config, settings, dns, .. } = &*self.office;
         let pool = settings.pool;
         Response::Status(Box::new(StatusInfo {
             version: env!("CARGO_PKG_VERSION").into(),
@@ -485,6 +485,7 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
             sessions: self.open().count(),
             pending: CONVERSATIONS - self.conversations.available_permits(),
             ended: self.ended.clone(),
+            dns: dns.as_ref().map(|counters| counters.snapshot()),
             shards,
         }))
     }

@@ -1,10 +1,12 @@
 //! What holds for this gateway once the configuration meets what `init` chose.
 
+use std::net::IpAddr;
+
 use culvert_tunnel::identity::IdentityError;
 use ipnet::{Ipv4Net, Ipv6Net};
 
 use crate::addresses::Pool;
-use crate::config::{Config, Endpoint, Ipv6};
+use crate::config::{Config, Endpoint, Ipv6, NameServer};
 use crate::registry::{Meta, Registry, RegistryError};
 
 /// Endpoints and inner networks, with nothing left open.
@@ -18,6 +20,8 @@ pub struct Settings {
     pub port: u16,
     /// The inner addresses.
     pub pool: Pool,
+    /// The gateway answers name lookups at its own inner addresses.
+    pub answers: bool,
 }
 
 /// What is missing.
@@ -53,12 +57,30 @@ impl Settings {
             Ipv6::Network(network) => Some(network),
             Ipv6::Auto => Some(kept(registry, Meta::Ipv6, "network.ipv6").await?),
         };
-        Ok(Self {
+        Ok(Self::new(config, endpoint, Pool::new(ipv4, ipv6)))
+    }
+
+    /// What the configuration makes of an endpoint and a pool.
+    pub fn new(config: &Config, endpoint: Endpoint, pool: Pool) -> Self {
+        Self {
             endpoint,
             extra_endpoints: config.extra_endpoints.clone(),
             port: config.listen.port(),
-            pool: Pool::new(ipv4, ipv6),
-        })
+            pool,
+            answers: config.push.dns.contains(&NameServer::Gateway) || config.policies.ask_the_gateway(),
+        }
+    }
+
+    /// The name servers that clients are told of; the gateway's own addresses only while it answers there.
+    pub fn name_servers(&self, chosen: &[NameServer]) -> Vec<IpAddr> {
+        let gateway = self.pool.gateway();
+        let own = || std::iter::once(gateway.ipv4.into()).chain(gateway.ipv6.map(IpAddr::from));
+        let servers = chosen.iter().flat_map(|server| match server {
+            NameServer::Gateway if self.answers => own().collect(),
+            NameServer::Gateway => vec![],
+            NameServer::Address(address) => vec![*address],
+        });
+        servers.collect()
     }
 
     /// Every endpoint as clients dial it, best first.

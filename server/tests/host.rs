@@ -6,6 +6,8 @@
 mod namespace;
 
 use culvert_server::addresses::Pool;
+use culvert_server::config::Translated;
+use culvert_server::firewall::{self, Needs, Obstacle, Owner};
 use culvert_server::forwarding::Forwarding;
 use culvert_server::interface::{Netlink, check_overlap};
 use culvert_server::journal::Journal;
@@ -21,17 +23,19 @@ use rtnetlink::packet_route::link::LinkAttribute;
 fn the_table_is_replaced_as_a_whole_and_gone_with_its_owner() {
     in_a_namespace("the_table_is_replaced_as_a_whole_and_gone_with_its_owner", || {
         let pool = pool();
-        let first = Nat::apply("culv-0", &pool, true).unwrap();
+        let first = Nat::apply("culv-0", &pool, true, Translated::BOTH).unwrap();
         let rules = rules("culvert_culv-0");
         assert_eq!(rules, 8, "isolation, 2 sources, forged, answers, rest, 2 masquerades");
-        let again = Nat::apply("culv-0", &pool, true).unwrap();
+        let again = Nat::apply("culv-0", &pool, true, Translated::BOTH).unwrap();
         assert_eq!(self::rules("culvert_culv-0"), rules, "a second start adds nothing");
-        let open = Nat::apply("culv-0", &pool, false).unwrap();
+        let open = Nat::apply("culv-0", &pool, false, Translated::BOTH).unwrap();
         assert_eq!(self::rules("culvert_culv-0"), rules - 1, "without isolation");
 
-        let neighbour = Nat::apply("culv-1", &pool, true).unwrap();
+        let neighbour = Nat::apply("culv-1", &pool, true, Translated::BOTH).unwrap();
         assert!(nat::other_gateways("culvert_culv-0").unwrap());
-        drop((first, again, open));
+        let routed = Nat::apply("culv-0", &pool, true, Translated { ipv4: true, ipv6: false }).unwrap();
+        assert_eq!(self::rules("culvert_culv-0"), rules - 1, "routed IPv6 keeps its addresses");
+        drop((first, again, open, routed));
         assert_eq!(tables(), ["culvert_culv-1"]);
         assert!(!nat::other_gateways("culvert_culv-1").unwrap());
         drop(neighbour);
@@ -57,7 +61,7 @@ fn forwarding_is_turned_on_and_put_back_also_after_a_crash() {
         // A crash: nothing is dropped, the journal stays.
         let (mut journal, _) = Journal::open(folder.path()).unwrap();
         journal.add_table("culvert_culv0".into()).unwrap();
-        let table = Nat::apply("culv0", &pool(), true).unwrap();
+        let table = Nat::apply("culv0", &pool(), true, Translated::BOTH).unwrap();
         Forwarding::enable(true, &mut journal).unwrap().keep();
         #[expect(clippy::mem_forget, reason = "a crash runs no destructor")]
         std::mem::forget(table);
@@ -74,20 +78,82 @@ fn forwarding_is_turned_on_and_put_back_also_after_a_crash() {
 #[test]
 fn another_firewalls_drop_policy_is_seen_and_the_command_told_is_one_that_nft_takes() {
     in_a_namespace("another_firewalls_drop_policy_is_seen_and_the_command_told_is_one_that_nft_takes", || {
-        let _own = Nat::apply("culv0", &pool(), true).unwrap();
-        assert!(nat::blocking_chains(true).unwrap().is_empty());
-        let chain = "type filter hook forward priority filter; policy";
-        nft(&format!("add table ip filter; add chain ip filter FORWARD {{ {chain} drop; }}"));
-        nft(&format!("add table ip6 filter; add chain ip6 filter FORWARD {{ {chain} drop; }}"));
-        nft(&format!("add table inet open; add chain inet open forward {{ {chain} accept; }}"));
-        nft("add chain inet open input { type filter hook input priority filter; policy drop; }");
-        assert_eq!(nat::blocking_chains(false).unwrap(), ["ip filter FORWARD"]);
-        assert_eq!(nat::blocking_chains(true).unwrap(), ["ip filter FORWARD", "ip6 filter FORWARD"]);
-        let told = nat::accept_command("ip filter FORWARD", "culv-0");
-        nft(told.strip_prefix("nft '").unwrap().strip_suffix('\'').unwrap());
-        let listed = get_current_ruleset_with_args(DEFAULT_NFT, ["list", "table", "ip", "filter"]).unwrap();
-        let rule = |object: &&NfObject<'_>| matches!(object, NfObject::ListObject(NfListObject::Rule(_)));
-        assert_eq!(listed.objects.iter().filter(rule).count(), 2);
+        let _own = Nat::apply("culv-0", &pool(), true, Translated::BOTH).unwrap();
+        assert_eq!(obstacles(), []);
+        nft(
+            "add table ip filter; add chain ip filter FORWARD { type filter hook forward priority filter; policy drop; }",
+        );
+        nft(
+            "add table ip6 filter; add chain ip6 filter FORWARD { type filter hook forward priority filter; policy drop; }",
+        );
+        nft(
+            "add table inet open; add chain inet open forward { type filter hook forward priority filter; policy accept; }",
+        );
+        nft("add table inet shut; add chain inet shut in { type filter hook input priority filter; policy accept; }");
+        nft(
+            "add rule inet shut in iifname \"lo\" accept; add rule inet shut in counter reject with icmpx admin-prohibited",
+        );
+        nft("add table bridge filter; add chain bridge filter F { type filter hook forward priority 0; policy drop; }");
+        let seen = obstacles();
+        assert_eq!(chains(&seen), ["ip filter FORWARD", "ip6 filter FORWARD", "inet shut in"]);
+        let owners: Vec<Owner> = seen.iter().map(|obstacle| obstacle.owner).collect();
+        assert_eq!(owners, [Owner::Iptables, Owner::Nftables]);
+        let without = |needs: &Needs| chains(&firewall::obstacles(&firewall::ruleset().unwrap(), needs));
+        assert_eq!(without(&Needs { ipv6: false, ..needs() }), ["ip filter FORWARD", "inet shut in"]);
+        assert_eq!(without(&Needs { dns: false, ..needs() }), ["ip filter FORWARD", "ip6 filter FORWARD"]);
+        seen.iter().for_each(|obstacle| shell(&obstacle.command));
+        assert_eq!(obstacles(), [], "what was repaired is not asked for again");
+        shell("iptables -S FORWARD && ip6tables -S FORWARD"); // which gives up at rules of nft's own kind
+    });
+}
+
+#[test]
+fn a_firewall_that_lets_our_interface_through_is_no_obstacle() {
+    in_a_namespace("a_firewall_that_lets_our_interface_through_is_no_obstacle", || {
+        for (rule, known) in [
+            ("iifname \"culv-0\" accept", true),
+            ("iifname { \"eth9\", \"culv-0\" } counter accept", true),
+            ("iifname \"culv-*\" jump lan", true),
+            ("iifname \"culv-0\" drop", false),
+            ("iifname != \"culv-0\" accept", false),
+            ("oifname \"culv-0\" accept", false),
+            ("iifname \"culv-01\" accept", false),
+        ] {
+            nft("flush ruleset; add table inet site; add chain inet site lan");
+            nft("add chain inet site in { type filter hook forward priority filter; policy drop; }");
+            nft(&format!("add rule inet site in {rule}"));
+            assert_eq!(obstacles().is_empty(), known, "{rule}");
+        }
+    });
+}
+
+#[test]
+fn dockers_ufws_and_firewalls_that_are_both_are_told_apart() {
+    in_a_namespace("dockers_ufws_and_firewalls_that_are_both_are_told_apart", || {
+        for iptables in ["iptables-nft", "ip6tables-nft"] {
+            shell(&format!(
+                "{iptables} -P FORWARD DROP && {iptables} -N DOCKER-USER && {iptables} -A FORWARD -j DOCKER-USER"
+            ));
+        }
+        let seen = obstacles();
+        assert_eq!((seen.len(), seen[0].owner), (1, Owner::Docker));
+        let command = seen[0].command.clone();
+        assert!(command.starts_with("iptables -I DOCKER-USER -i culv-0 -j ACCEPT"), "{command}");
+        // ufw shares Docker's table and keeps its rules over a restart, so it is the one to ask.
+        shell("iptables-nft -N ufw-user-forward");
+        assert!(obstacles().iter().any(|obstacle| obstacle.owner == Owner::Ufw));
+        shell("iptables-nft -X ufw-user-forward");
+        shell(&command);
+        assert_eq!(obstacles(), []);
+        // Docker beside rules of an administrator for the host itself.
+        shell("iptables -F DOCKER-USER && ip6tables -F DOCKER-USER && iptables -P INPUT DROP");
+        let seen = obstacles();
+        assert_eq!(chains(&seen), ["ip filter FORWARD", "ip filter INPUT", "ip6 filter FORWARD"]);
+        shell(&seen[0].command);
+        assert_eq!(obstacles(), []);
+        shell(
+            "iptables -C INPUT -i culv-0 -p udp --dport 53 -j ACCEPT && iptables -C INPUT -p udp --dport 443 -j ACCEPT",
+        );
     });
 }
 
@@ -97,7 +163,7 @@ fn a_crashed_gateways_settings_stay_under_another_gateway_and_after_a_reboot() {
         let folder = tempfile::tempdir().unwrap();
         let on = ("1".to_owned(), "1".to_owned());
         crash(folder.path());
-        let other = Nat::apply("culv1", &pool(), true).unwrap();
+        let other = Nat::apply("culv1", &pool(), true, Translated::BOTH).unwrap();
         let (_, undone) = Journal::open(folder.path()).unwrap();
         assert!(undone);
         assert_eq!(forwarding(), on, "the other gateway forwards on");
@@ -205,6 +271,23 @@ fn tables() -> Vec<String> {
         _ => None,
     };
     listed.objects.iter().filter_map(table).collect()
+}
+
+fn needs() -> Needs {
+    Needs { device: "culv-0".into(), ipv6: true, port: 443, dns: true }
+}
+
+fn obstacles() -> Vec<Obstacle> {
+    firewall::obstacles(&firewall::ruleset().unwrap(), &needs())
+}
+
+fn chains(obstacles: &[Obstacle]) -> Vec<String> {
+    obstacles.iter().flat_map(|obstacle| &obstacle.chains).map(|chain| chain.name.clone()).collect()
+}
+
+fn shell(command: &str) {
+    let output = std::process::Command::new("sh").args(["-c", command]).output().unwrap();
+    assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 fn nft(commands: &str) {

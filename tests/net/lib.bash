@@ -173,6 +173,47 @@ other_close() {
   rm -rf "/etc/netns/$NET_OTHER"
 }
 
+# machine NAME HOST [PACKAGE...]: a root of its own laid over this one's, with the packages' files, in the host's
+# network. MACHINE is a process in it, ROOT its root.
+machine() {
+  local what=$1 host=$2 package files=()
+  shift 2
+  for package in "$@"; do files+=("$(ls "$debs/$package"_*.deb)"); done
+  ROOT=$NET_DIR/$what/root
+  mkdir -p "$NET_DIR/$what"
+  # shellcheck disable=SC2016 # for the shell inside
+  net_spawn "$what" "$host" unshare -m --propagation private bash -ec '
+    place=$1 shared=$2
+    shift 2
+    mount -t tmpfs machine "$place"
+    mkdir "$place"/{up,work,root,package}
+    for package in "$@"; do dpkg-deb -x "$package" "$place/package"; done
+    for folder in bin sbin lib; do # Debian has merged them into /usr
+      [ -d "$place/package/$folder" ] && mkdir -p "$place/package/usr/$folder" &&
+        cp -a "$place/package/$folder/." "$place/package/usr/$folder/" && rm -r "${place:?}/package/$folder"
+    done
+    cp -a "$place/package/." "$place/up/"
+    mount -t overlay machine -o "lowerdir=/,upperdir=$place/up,workdir=$place/work" "$place/root"
+    mount -t proc proc "$place/root/proc"
+    mount --rbind /dev "$place/root/dev"
+    mount -t tmpfs run "$place/root/run"
+    mkdir -p "$place/root/$shared"
+    mount --bind "$shared" "$place/root/$shared"
+    rm -f "$place/root/etc/resolv.conf"
+    touch "$place/root/run/up"
+    exec sleep 600' machine "$NET_DIR/$what" "$NET_DIR" "${files[@]}"
+  MACHINE=$NET_PID
+  net_wait 10 "the machine $what" test -e "/proc/$MACHINE/root$ROOT/run/up" || die "no machine $what"
+}
+in_machine() { nsenter -t "$MACHINE" -m -n -- chroot "$ROOT" "$@"; }
+# start NAME COMMAND...: runs it there in the background.
+start() {
+  local what=$1
+  shift
+  nsenter -t "$MACHINE" -m -n -- chroot "$ROOT" "$@" >"$NET_DIR/$what.log" 2>&1 </dev/null &
+  NET_PID=$!
+}
+
 # Everything from a clean start.
 [ -x "${CULVERT_BIN:-}/culvert-server" ] || { echo "$name: error: set CULVERT_BIN to the folder of the binaries" >&2; exit 2; }
 NET_OTHER=$name-other

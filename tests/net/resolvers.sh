@@ -13,44 +13,6 @@ NET_TEST_SECONDS=240
 # The links of these machines are theirs, not those of `ip netns exec`.
 rm -rf "/etc/netns/${NET_CLIENT:?}"
 
-# machine NAME [PACKAGE]: MACHINE is a process in it, ROOT its root.
-machine() {
-  ROOT=$NET_DIR/$1/root
-  mkdir -p "$NET_DIR/$1"
-  # shellcheck disable=SC2016 # for the shell inside
-  net_spawn "$1" "$NET_CLIENT" unshare -m --propagation private bash -ec '
-    place=$1 shared=$2 package=$3
-    mount -t tmpfs machine "$place"
-    mkdir "$place"/{up,work,root,package}
-    if [ -n "$package" ]; then
-      dpkg-deb -x "$package" "$place/package"
-      for folder in bin sbin lib; do # Debian has merged them into /usr
-        [ -d "$place/package/$folder" ] && mkdir -p "$place/package/usr/$folder" &&
-          cp -a "$place/package/$folder/." "$place/package/usr/$folder/" && rm -r "$place/package/$folder"
-      done
-      cp -a "$place/package/." "$place/up/"
-    fi
-    mount -t overlay machine -o "lowerdir=/,upperdir=$place/up,workdir=$place/work" "$place/root"
-    mount -t proc proc "$place/root/proc"
-    mount --rbind /dev "$place/root/dev"
-    mount -t tmpfs run "$place/root/run"
-    mkdir -p "$place/root/$shared"
-    mount --bind "$shared" "$place/root/$shared"
-    rm -f "$place/root/etc/resolv.conf"
-    touch "$place/root/run/up"
-    exec sleep 600' machine "$NET_DIR/$1" "$NET_DIR" "${2:+$(ls "$debs/$2"_*.deb)}"
-  MACHINE=$NET_PID
-  net_wait 10 "the machine $1" test -e "/proc/$MACHINE/root$ROOT/run/up" || die "no machine $1"
-}
-in_machine() { nsenter -t "$MACHINE" -m -n -- chroot "$ROOT" "$@"; }
-# start NAME COMMAND...: runs it there in the background.
-start() {
-  local what=$1
-  shift
-  nsenter -t "$MACHINE" -m -n -- chroot "$ROOT" "$@" >"$NET_DIR/$what.log" 2>&1 </dev/null &
-  NET_PID=$!
-}
-
 # looked_up NAME: its address, as every program there would get it.
 looked_up() { in_machine getent ahostsv4 "$1" | awk 'NR == 1 {print $1}'; }
 resolver() { in_machine sh -c 'readlink /etc/resolv.conf; cat /etc/resolv.conf; ls /run/resolvconf/interface /run/resolvconf/interfaces 2>/dev/null'; }
@@ -102,14 +64,14 @@ cycle() {
 gateway_init || die "init failed"
 gateway_start
 
-machine link
+machine link "$NET_CLIENT"
 in_machine sh -c "mkdir -p /run/keeper && echo 'nameserver $DNS_BEFORE' >/run/keeper/resolv.conf && ln -s ../run/keeper/resolv.conf /etc/resolv.conf"
 cycle "a link"
 check "a link: what it points to was never touched" "nameserver $DNS_BEFORE" "$(in_machine cat /run/keeper/resolv.conf)"
 net_stop "$MACHINE"
 
 if has resolvconf; then
-  machine resolvconf resolvconf
+  machine resolvconf "$NET_CLIENT" resolvconf
   in_machine sh -ec "mkdir -p /run/resolvconf/interface && ln -s ../run/resolvconf/resolv.conf /etc/resolv.conf
     resolvconf --enable-updates && echo 'nameserver $DNS_BEFORE' | resolvconf -a eth0.dhclient"
   cycle "Debian's resolvconf"
@@ -117,14 +79,14 @@ if has resolvconf; then
 fi
 
 if has openresolv; then
-  machine openresolv openresolv
+  machine openresolv "$NET_CLIENT" openresolv
   in_machine sh -ec "mkdir -p /run/resolvconf && touch /etc/resolv.conf && echo 'nameserver $DNS_BEFORE' | resolvconf -a eth0"
   cycle "openresolv"
   net_stop "$MACHINE"
 fi
 
 if has systemd-resolved; then
-  machine resolved systemd-resolved
+  machine resolved "$NET_CLIENT" systemd-resolved
   in_machine sh -ec "mkdir -p /run/dbus /run/systemd/resolve && ln -s ../run/systemd/resolve/stub-resolv.conf /etc/resolv.conf
     echo 'systemd-resolve:x:991:991::/:/usr/sbin/nologin' >>/etc/passwd && echo 'systemd-resolve:x:991:' >>/etc/group
     chown 991:991 /run/systemd/resolve

@@ -196,8 +196,7 @@ async fn choose(config: &Config) -> Result<Settings, AdminError> {
     };
     let pool = Pool::new(ipv4, ipv6);
     check_overlap(&pool, &locals)?;
-    let port = config.listen.port();
-    Ok(Settings { endpoint, extra_endpoints: config.extra_endpoints.clone(), port, pool })
+    Ok(Settings::new(config, endpoint, pool))
 }
 
 fn random_ipv4(locals: &[LocalNetwork]) -> Result<Ipv4Net, AdminError> {

@@ -89,12 +89,18 @@ keys! {
     ipv6: Text = r#""auto""#, "The same for IPv6, a /64; empty turns IPv6 inside off.";
     mtu: TextOrNumber = r#""auto""#, "Of the gateway's interface, in bytes of one inner packet; auto is 1500.";
     isolation: Switch = "true", "Clients cannot reach one another.";
+    nat: List = r#"["ipv4", "ipv6"]"#, "Families that leave with this host's own address; what is not named is routed, and the network outside must know the way back.";
 
     [push]
     routes: List = r#"["default"]"#, "What clients send into the tunnel; default is everything.";
     excluded_routes: List = "[]", "What stays outside even so.";
-    dns: List = "[]", "DNS servers for clients; empty leaves their own.";
+    dns: List = r#"["gateway"]"#, "DNS servers for clients: addresses, or gateway for its own resolver; empty leaves theirs. With routes that are not default and no domains the default is none.";
     domains: List = "[]", "Names that those servers answer; empty means all.";
+
+    [dns]
+    upstream: List = r#"["system"]"#, "Whom the gateway's resolver asks: addresses, best first, or system for those of /etc/resolv.conf.";
+    zones: List = "[]", "Domains with servers of their own, such as \"corp.example=10.0.0.53\"; nobody else is ever asked for them.";
+    inner: Text = r#""internal""#, "The domain in which DEVICE.USER has the device's inner addresses; empty turns it off.";
 
     [limits]
     devices_per_user: Number = "5", "0 means no limit.";

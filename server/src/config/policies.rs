@@ -2,7 +2,6 @@
 //!
 //! A later file replaces a group or policy of the same name as a whole. Every complaint has its place.
 
-use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
 use culvert_tunnel::rules::Allow;
@@ -10,7 +9,7 @@ use ipnet::IpNet;
 use toml_edit::{Item, Key, TableLike};
 
 use super::layers::{Complaint, Problem, Source, suggest};
-use super::{destination, endpoint};
+use super::{NameServer, destination, endpoint};
 use crate::policy::{DEFAULT, Policies, Policy};
 
 /// Sections that this file reads.
@@ -92,8 +91,8 @@ fn set(policy: &mut Policy, key: &Key, item: &Item) -> Result<(), Complaint> {
             policy.routes = Some(routes.concat());
         }
         "dns" => {
-            let servers = each(item, |text| text.parse::<IpAddr>().ok());
-            policy.dns = Some(servers.ok_or_else(|| wrong("a list of addresses"))?);
+            let servers = each(item, NameServer::parse).ok_or_else(|| wrong("a list of \"gateway\" and addresses"))?;
+            policy.dns = Some(servers);
         }
         "domains" => {
             let domain = |text: &str| {

@@ -30,12 +30,12 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
         let config = merge(&old.config, &loaded.config);
         let refused = |error: &dyn std::fmt::Display| ReloadError::Refused(error.to_string());
         let settings = Settings::resolve(&config, &old.registry).await.map_err(|error| refused(&error))?;
-        // The networks wait for a restart, whoever changed what they come from.
-        let settings = Settings { pool: old.settings.pool, ..settings };
+        // The networks wait for a restart, whoever changed what they come from, and so does the resolver.
+        let settings = Settings { pool: old.settings.pool, answers: old.settings.answers, ..settings };
         let transport =
             self.leaf.renewed(&old.authority, &settings, SystemTime::now()).map_err(|error| refused(&error))?;
         if config.isolation != old.config.isolation {
-            nat::put(&config.device, &settings.pool, config.isolation).map_err(|error| refused(&error))?;
+            nat::put(&config.device, &settings.pool, config.isolation, config.nat).map_err(|error| refused(&error))?;
         }
         // From here on nothing fails.
         self.office = Arc::new(Office {
@@ -43,6 +43,7 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
             authority: Arc::clone(&old.authority),
             config,
             settings,
+            dns: old.dns.clone(),
         });
         let Office { config, settings, .. } = &*self.office;
         log::set_level(config.log_level.clone());
