@@ -30,6 +30,8 @@ pub enum Request {
     Sessions,
     /// The gateway as a whole.
     Status,
+    /// Whether the table of sessions is still looked after. Asks no shard.
+    Alive,
 }
 
 /// What the gateway answers.
@@ -43,6 +45,11 @@ pub enum Response {
     },
     /// To [`Request::Status`].
     Status(Box<StatusInfo>),
+    /// To [`Request::Alive`].
+    Alive {
+        /// Open sessions.
+        sessions: usize,
+    },
     /// The request was none of the list.
     Invalid {
         /// What was wrong.

@@ -25,6 +25,7 @@ use crate::conversation::Office;
 use crate::forwarding::{Forwarding, ForwardingError};
 use crate::interface::{Netlink, NetlinkError, Overlap, check_overlap};
 use crate::journal::{Journal, JournalError};
+use crate::manager;
 use crate::nat::{self, Nat, NatError};
 use crate::registry::sqlite::SqliteRegistry;
 use crate::registry::{Device, Registry, RegistryError};
@@ -32,6 +33,7 @@ use crate::sessions::{LoopError, Sessions};
 use crate::settings::{Settings, SettingsError};
 use crate::speed::{self, Speed};
 use crate::state::{StateDir, StateError};
+use crate::watchdog;
 
 /// The interface's MTU when nothing else is said: each session's own path MTU is enforced in the
 /// shard, by ICMP "too big".
@@ -199,6 +201,7 @@ async fn serve(config: Config, state: &StateDir, registry: SqliteRegistry) -> Re
     }
     let speed = speed(&config, &settings).await;
     let (asked, requests) = mpsc::channel(REQUESTS);
+    let watchdog = watchdog::watch(asked.clone(), handles.clone(), settings.endpoint.with_port(settings.port));
     let office = Arc::new(Office { registry: registry.clone(), authority, config, settings });
     let stop = async {
         let signal = loop {
@@ -206,16 +209,23 @@ async fn serve(config: Config, state: &StateDir, registry: SqliteRegistry) -> Re
                 _ = terminate.recv() => break "SIGTERM",
                 _ = interrupt.recv() => break "SIGINT",
                 // Its default would end us with the host changed.
-                _ = hang_up.recv() => tracing::warn!(event = "reload_ignored", "the configuration is read only at start"),
+                _ = hang_up.recv() => {
+                    manager::reloading();
+                    tracing::warn!(event = "reload_ignored", "the configuration is read only at start");
+                    manager::ready();
+                }
             }
         };
+        manager::stopping();
         tracing::info!(event = "stopping", signal);
     };
     let sessions = Sessions::new(office, handles).run(events, requests, stop);
+    manager::ready();
     let outcome = tokio::select! {
         outcome = sessions => outcome,
         () = control.serve(asked) => Err(LoopError::ShardGone), // never: it serves for ever
         () = serve_speed(speed) => Err(LoopError::ShardGone), // neither does this end
+        () = watchdog => Err(LoopError::ShardGone), // nor this
     };
     drop(control);
     for thread in threads {
