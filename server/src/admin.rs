@@ -3,9 +3,11 @@
 //! Each returns what belongs on standard output; data only, as text or as one JSON object with
 //! `"schema": 1`. Failures carry the exit code of the product contract, section 6.2.
 
+pub mod first_run;
 pub mod init;
 pub mod invite;
 pub mod lists;
+pub mod service;
 
 use std::io;
 use std::path::PathBuf;
@@ -14,6 +16,7 @@ use crate::config::{Config, ConfigError, Loaded, Source};
 use crate::control_socket::AskError;
 use crate::gateway::GatewayError;
 use crate::interface::{NetlinkError, Overlap};
+use crate::owner::OwnerError;
 use crate::registry::RegistryError;
 use crate::settings::SettingsError;
 use crate::state::{StateDir, StateError};
@@ -48,6 +51,15 @@ pub enum AdminError {
     /// Nobody else may write it meanwhile, and nothing is overwritten.
     #[error("{} exists already; nothing was changed", .0.display())]
     Exists(PathBuf),
+    /// The gateway was made, but its unit does not run.
+    #[error("the gateway is made, but {unit} did not start; journalctl -u {unit} says why", unit = service::UNIT)]
+    NotStarted,
+    /// No gateway makes itself here.
+    #[error(transparent)]
+    NotHere(#[from] first_run::NotHere),
+    /// The state is another user's.
+    #[error(transparent)]
+    Owner(#[from] OwnerError),
     /// The configuration.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -81,9 +93,11 @@ impl AdminError {
     /// The exit code (product contract 6.2, rule 3).
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::NeedsEndpoint(_) | Self::BadName | Self::BadDuration(_) => 2,
+            Self::NeedsEndpoint(_) | Self::BadName | Self::BadDuration(_) | Self::NotHere(_) => 2,
             Self::Ask(AskError::NotRunning { .. } | AskError::NoAnswer(_)) => 4,
-            Self::Ask(AskError::Forbidden(_)) | Self::Gateway(GatewayError::NoCapability) => 8,
+            Self::State(StateError::NotInitialised(_))
+            | Self::Gateway(GatewayError::State(StateError::NotInitialised(_))) => 7,
+            Self::Ask(AskError::Forbidden(_)) | Self::Gateway(GatewayError::NoCapability) | Self::Owner(_) => 8,
             Self::State(StateError::Io { error, .. }) | Self::Write { error, .. }
                 if error.kind() == io::ErrorKind::PermissionDenied =>
             {
