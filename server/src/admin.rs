@@ -5,10 +5,12 @@
 
 pub mod ca;
 pub mod devices;
+pub mod first_run;
 pub mod init;
 pub mod invite;
 pub mod invites;
 pub mod lists;
+pub mod service;
 
 use std::io;
 use std::path::PathBuf;
@@ -18,6 +20,7 @@ use crate::config::{Config, ConfigError, Loaded, Source};
 use crate::control_socket::{AskError, Request, Response, ask};
 use crate::gateway::GatewayError;
 use crate::interface::{NetlinkError, Overlap};
+use crate::owner::OwnerError;
 use crate::registry::RegistryError;
 use crate::sealed_file::SealError;
 use crate::settings::SettingsError;
@@ -117,6 +120,15 @@ pub enum AdminError {
     /// Nobody else may write it meanwhile, and nothing is overwritten.
     #[error("{} exists already; nothing was changed", .0.display())]
     Exists(PathBuf),
+    /// The gateway was made, but its unit does not run.
+    #[error("the gateway is made, but {unit} did not start; journalctl -u {unit} says why", unit = service::UNIT)]
+    NotStarted,
+    /// No gateway makes itself here.
+    #[error(transparent)]
+    NotHere(#[from] first_run::NotHere),
+    /// The state is another user's.
+    #[error(transparent)]
+    Owner(#[from] OwnerError),
     /// The configuration.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -153,10 +165,13 @@ impl AdminError {
             Self::NeedsEndpoint(_)
             | Self::BadName
             | Self::BadDuration(_)
+            | Self::NotHere(_)
             | Self::NoPassphrase
             | Self::ShortPassphrase(_) => 2,
             Self::Ask(AskError::NotRunning { .. } | AskError::NoAnswer(_)) | Self::StillOpen(_) => 4,
-            Self::Ask(AskError::Forbidden(_)) | Self::Gateway(GatewayError::NoCapability) => 8,
+            Self::State(StateError::NotInitialised(_))
+            | Self::Gateway(GatewayError::State(StateError::NotInitialised(_))) => 7,
+            Self::Ask(AskError::Forbidden(_)) | Self::Gateway(GatewayError::NoCapability) | Self::Owner(_) => 8,
             Self::State(StateError::Io { error, .. }) | Self::Write { error, .. } | Self::Read { error, .. }
                 if error.kind() == io::ErrorKind::PermissionDenied =>
             {

@@ -41,6 +41,8 @@ pub enum Request {
         /// Their ids.
         devices: Vec<String>,
     },
+    /// Whether the table of sessions is still looked after. Asks no shard.
+    Alive,
 }
 
 /// What the gateway answers.
@@ -75,6 +77,11 @@ pub enum Response {
     Failed {
         /// Why, in one sentence.
         message: String,
+    },
+    /// To [`Request::Alive`].
+    Alive {
+        /// Open sessions.
+        sessions: usize,
     },
     /// The request was none of the list.
     Invalid {

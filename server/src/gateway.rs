@@ -28,6 +28,7 @@ use crate::forwarding::{Forwarding, ForwardingError};
 use crate::interface::{Netlink, NetlinkError, Overlap, check_overlap};
 use crate::journal::{Journal, JournalError};
 use crate::leaf::{Leaf, LeafError};
+use crate::manager;
 use crate::nat::{self, Nat, NatError};
 use crate::registry::sqlite::SqliteRegistry;
 use crate::registry::{Device, Registry, RegistryError};
@@ -36,6 +37,7 @@ use crate::sessions::{LoopError, Sessions};
 use crate::settings::{Settings, SettingsError};
 use crate::speed::{self, Speed};
 use crate::state::{StateDir, StateError};
+use crate::watchdog;
 
 /// The interface's MTU when nothing else is said: each session's own path MTU is enforced in the
 /// shard, by ICMP "too big".
@@ -214,6 +216,7 @@ async fn serve(
     let resolver = dns::start(&config, &mut settings, &registry);
     let dns = resolver.as_ref().map(dns::Forwarder::counters);
     let (asked, requests) = mpsc::channel(REQUESTS);
+    let watchdog = watchdog::watch(asked.clone(), handles.clone(), settings.endpoint.with_port(settings.port));
     let office = Arc::new(Office { registry: registry.clone(), authority: Arc::new(authority), config, settings, dns });
     let reload = asked.clone();
     let stop = async {
@@ -222,19 +225,27 @@ async fn serve(
                 _ = terminate.recv() => break "SIGTERM",
                 _ = interrupt.recv() => break "SIGINT",
                 _ = hang_up.recv() => {
-                    let (reply, _) = oneshot::channel(); // the log tells what came of it
+                    manager::reloading();
+                    let (reply, done) = oneshot::channel(); // the log tells what came of it
                     let _ = reload.try_send((Request::Reload, reply)); // full of requests: one of them, or the next signal
+                    tokio::spawn(async move {
+                        let _ = done.await; // dropped when it was not taken
+                        manager::ready();
+                    });
                 }
             }
         };
+        manager::stopping();
         tracing::info!(event = "stopping", signal);
     };
     let sessions = Sessions::new(office, handles, leaf, reloader).await?.run(events, requests, stop);
+    manager::ready();
     let outcome = tokio::select! {
         outcome = sessions => outcome,
         () = control.serve(asked) => Err(LoopError::ShardGone), // never: it serves for ever
         () = serve_speed(speed) => Err(LoopError::ShardGone), // neither does this end
         () = dns::serve(resolver) => Err(LoopError::ShardGone), // nor this
+        () = watchdog => Err(LoopError::ShardGone), // nor this
     };
     drop(control);
     for thread in threads {

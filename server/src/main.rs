@@ -5,15 +5,16 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use culvert_server::admin::ca::Passphrase;
 use culvert_server::admin::devices::Which;
 use culvert_server::admin::init::InitRequest;
 use culvert_server::admin::invite::InviteRequest;
-use culvert_server::admin::{self, AdminError, init, invite, lists};
+use culvert_server::admin::service::Service;
+use culvert_server::admin::{self, AdminError, first_run, init, invite, lists};
 use culvert_server::config::{CONFIG_VARIABLE, Config, ConfigError, Flags, Loaded, Named};
 use culvert_server::times::parse_duration;
-use culvert_server::{gateway, log};
+use culvert_server::{gateway, log, manual, owner};
 
 // Gives memory back and wastes less of it on the small blocks of a long-running control plane.
 #[global_allocator]
@@ -23,7 +24,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 #[derive(Debug, Parser)]
 #[command(
     version,
-    after_help = "Exit codes: 0 done, 1 failed, 2 usage, 4 the gateway does not run, 8 not permitted, 9 configuration invalid"
+    after_help = "Exit codes: 0 done, 1 failed, 2 usage, 4 the gateway does not run, 7 there is no gateway yet, 8 not permitted, 9 configuration invalid"
 )]
 struct Cli {
     #[command(flatten)]
@@ -59,6 +60,9 @@ enum Command {
         /// Only say what would be done
         #[arg(long)]
         dry_run: bool,
+        /// Leave the package's unit alone; otherwise it is enabled and started
+        #[arg(long)]
+        no_start: bool,
         /// Ask nothing (init never does; for scripts that say so anyway)
         #[arg(long)]
         yes: bool,
@@ -117,7 +121,11 @@ enum Command {
         json: bool,
     },
     /// Run the gateway until SIGTERM
-    Run,
+    Run {
+        /// Make the gateway first if its state directory is an empty volume; for containers
+        #[arg(long)]
+        init: bool,
+    },
     /// Let the running gateway read its configuration again; no session ends
     Reload {
         /// One JSON object
@@ -134,6 +142,17 @@ enum Command {
     },
     /// Undo what a crashed gateway left on this host
     Cleanup,
+    /// Print completions for a shell; packages install them
+    Completions {
+        /// Which
+        shell: clap_complete::Shell,
+    },
+    /// Write the man pages into a folder; packages install them
+    #[command(hide = true)]
+    Man {
+        /// Which
+        folder: PathBuf,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -277,7 +296,7 @@ fn main() -> ExitCode {
     // The allocator's arenas would become huge pages: 16 MB resident where 3 are used. Costs
     // nothing where the kernel has none.
     let _ = rustix::thread::disable_transparent_huge_pages(true);
-    let outcome = runtime().and_then(|runtime| runtime.block_on(execute(cli)));
+    let outcome = take_owners_rights(&cli).and_then(|()| runtime()?.block_on(execute(cli)));
     match outcome.and_then(|text| Ok(print(&text)?)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -287,6 +306,23 @@ fn main() -> ExitCode {
             ExitCode::from(error.downcast_ref::<AdminError>().map_or(1, AdminError::exit_code))
         }
     }
+}
+
+/// For what touches the state directory. What asks the gateway keeps its caller's name, and those that change the
+/// host their right to.
+fn take_owners_rights(cli: &Cli) -> anyhow::Result<()> {
+    match cli.command {
+        Command::Init { .. }
+        | Command::Invite { .. }
+        | Command::Invites { .. }
+        | Command::Devices { .. }
+        | Command::Ca { .. }
+        | Command::Sessions { command: Sessions::Kick { .. } } => {}
+        _ => return Ok(()),
+    }
+    // What is wrong with the configuration the command says itself.
+    let Ok(loaded) = load(&cli.place, None, Named::MayBeMissing) else { return Ok(()) };
+    owner::adopt(&loaded.config.state_dir).map_err(|error| AdminError::from(error).into())
 }
 
 /// Two threads do for a control plane; packets have their own.
@@ -303,14 +339,20 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 async fn execute(cli: Cli) -> anyhow::Result<String> {
     let place = &cli.place;
     Ok(match cli.command {
-        Command::Init { endpoint, invite, dry_run, yes: _, json } => {
+        Command::Init { endpoint, invite, dry_run, no_start, yes: _, json } => {
             let loaded =
                 load(place, endpoint.map(|name| ("--endpoint", "endpoint", "name", name)), Named::MayBeMissing)?;
-            let done = init::init(&loaded, &InitRequest { invite, dry_run }).await?;
+            let request = InitRequest { invite, dry_run, start: !no_start, write_config: true };
+            let done = init::init(&loaded, &request).await?;
             if let Some(note) = done.port_note() {
                 eprintln!("note: {note}");
             }
-            if json { object(&done)? } else { done.text(dry_run) }
+            let text = if json { object(&done)? } else { done.text(dry_run) };
+            if done.service == Service::Failed {
+                print(&text)?; // the invitation is told only once
+                return Err(AdminError::NotStarted.into());
+            }
+            text
         }
         Command::Invite { name, expires, uses, out, qr, renew, json } => {
             let lifetime = parse_duration(&expires).filter(|time| !time.is_zero());
@@ -331,9 +373,13 @@ async fn execute(cli: Cli) -> anyhow::Result<String> {
         },
         Command::Ca { command } => ca(place, command).await?,
         Command::Status { json } => lists::status(&config(place)?, json)?,
-        Command::Run => {
+        Command::Run { init } => {
             let loaded = load(place, None, Named::MustExist)?;
             log::start(loaded.config.log_format, loaded.config.log_level.clone());
+            owner::check(&loaded.config.state_dir).map_err(AdminError::from)?;
+            if init {
+                first_run::init_if_empty(&loaded).await?;
+            }
             let place = place.clone();
             let again = move || read(&place, None, Named::MustExist);
             gateway::run(loaded, again).await.map_err(AdminError::from)?;
@@ -349,6 +395,11 @@ async fn execute(cli: Cli) -> anyhow::Result<String> {
             log::start(config.log_format, config.log_level.clone());
             let undone = gateway::cleanup(&config).map_err(AdminError::from)?;
             if undone { "Undid what a gateway left on this host.\n".into() } else { "Nothing to undo.\n".into() }
+        }
+        Command::Completions { shell } => manual::completions(Cli::command(), shell),
+        Command::Man { folder } => {
+            manual::pages(Cli::command(), &folder).with_context(|| format!("cannot write to {}", folder.display()))?;
+            String::new()
         }
     })
 }
@@ -404,9 +455,10 @@ fn read(place: &Place, more: Option<Setting>, named: Named) -> Result<Loaded, Co
         more,
     ];
     let flags = Flags { config: place.config.clone(), settings: settings.into_iter().flatten().collect() };
-    let environment =
-        std::env::vars_os().filter_map(|(name, text)| Some((name.into_string().ok()?, text.into_string().ok()?)));
-    Config::load(&flags, environment, named)
+    let environment: Vec<_> = std::env::vars_os()
+        .filter_map(|(name, text)| Some((name.into_string().ok()?, text.into_string().ok()?)))
+        .collect();
+    owner::as_caller(|| Config::load(&flags, environment, named))
 }
 
 /// A path on the command line is meant from here; one in a file has to be absolute.

@@ -414,6 +414,7 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
                 }
                 Response::Closed { sessions }
             }
+            Request::Alive => Response::Alive { sessions: self.devices.len() },
             Request::Sessions => self.tell_sessions().await,
             Request::Status => self.tell_status().await,
         };

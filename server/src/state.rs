@@ -103,6 +103,7 @@ impl StateDir {
             .truncate(false)
             .write(true)
             .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW) // root opens it in another user's folder (cleanup)
             .open(&path)
             .map_err(self.io(&path))?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {

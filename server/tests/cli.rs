@@ -2,9 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests; clippy.toml covers test functions only")]
 
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use culvert_server::registry::sqlite::SqliteRegistry;
 use culvert_tunnel::invitation::Invitation;
 use serde_json::Value;
 
@@ -159,7 +161,7 @@ fn lists_have_a_schema_and_a_gateway_that_does_not_run_has_its_own_code() {
 fn run_refuses_without_init_and_without_the_right_to_change_the_network() {
     let home = Home::new();
     std::fs::write(home.config(), "").unwrap();
-    assert!(home.fails(1, &["run"]).contains("run culvert-server init"));
+    assert!(home.fails(7, &["run"]).contains("run culvert-server init"));
 
     // The right comes first: without it, nothing said about the gateway would be worth anything.
     for home in [home, Home::with_gateway()] {
@@ -191,6 +193,103 @@ fn init_says_when_clients_dial_another_port_than_the_gateway_listens_on() {
     let output = same.command(&["init", "--endpoint", "vpn.example.org:443"]).output().unwrap();
     assert!(output.status.success());
     assert_eq!(text(&output.stderr), "");
+}
+
+#[test]
+fn what_root_does_to_another_users_gateway_stays_usable_for_that_user() {
+    if !rustix::process::geteuid().is_root() {
+        return; // only root acts for others
+    }
+    let home = Home::new();
+    let state = home.folder.path().join("state");
+    std::fs::create_dir(&state).unwrap();
+    std::os::unix::fs::chown(&state, Some(4711), Some(4711)).unwrap();
+    std::fs::set_permissions(home.folder.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    let out = home.folder.path().join("anna.invite");
+    home.ok(&["init", "--endpoint", "vpn.example.org", "--invite", "anna"]);
+    // A reader that stays keeps SQLite's log and index in place, as a running gateway does.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let registry = runtime.block_on(SqliteRegistry::open(&state.join("gateway/registry.sqlite"))).unwrap();
+    for file in ["registry.sqlite-wal", "registry.sqlite-shm"] {
+        std::fs::metadata(state.join("gateway").join(file)).expect("the trap is set");
+    }
+    home.ok(&["invite", "ben"]);
+    home.ok(&["invite", "cleo", "--out", out.to_str().unwrap()]);
+    home.ok(&["devices", "list"]);
+    let owner = |path: &Path| std::fs::symlink_metadata(path).unwrap().uid();
+    let mut folders = vec![state.clone()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            assert_eq!(owner(&path), 4711, "{}", path.display());
+            folders.extend(path.is_dir().then_some(path));
+        }
+    }
+    assert_eq!((owner(&out), owner(&home.config())), (0, 0), "what the command line names is the caller's");
+    let told = home.fails(8, &["run"]);
+    assert!(told.contains("systemctl start culvert-server"), "{told}");
+    runtime.block_on(registry.close());
+}
+
+#[test]
+fn a_gateway_makes_itself_on_an_empty_volume_and_nowhere_else() {
+    let home = Home::new();
+    let state = home.folder.path().join("state");
+    std::fs::create_dir(&state).unwrap();
+    // Root of a mount namespace of its own and nothing more: the gateway is made, and does not run.
+    let run = |volume: bool, name: &str| {
+        let mount = if volume { "mount --bind $0 $0 && exec \"$@\"" } else { "exec \"$@\"" };
+        let output = Command::new("unshare")
+            .args(["--map-root-user", "--mount", "--net", "--", "sh", "-c", mount])
+            .arg(&state)
+            .args(["setpriv", "--bounding-set", "-net_admin", "--inh-caps", "-all", "--"])
+            .arg(env!("CARGO_BIN_EXE_culvert-server"))
+            .args(home.place())
+            .args(["run", "--init"])
+            .env("CULVERT_SERVER_ENDPOINT__NAME", name)
+            .output()
+            .unwrap();
+        (output.status.code(), text(&output.stderr))
+    };
+    std::fs::write(home.config(), "").unwrap();
+    let (code, told) = run(true, "");
+    assert_eq!(code, Some(2), "{told}");
+    assert!(told.contains("CULVERT_SERVER_ENDPOINT__NAME"), "{told}");
+    std::fs::write(state.join("someone-elses"), "").unwrap();
+    let (code, told) = run(true, "vpn.example.org");
+    assert_eq!(code, Some(2), "{told}");
+    assert!(told.contains("(someone-elses) but no gateway"), "{told}");
+    std::fs::remove_file(state.join("someone-elses")).unwrap();
+    // Where temporary folders are a file system of their own, that is a volume.
+    if device(home.folder.path()) == device(Path::new("/")) {
+        let (code, told) = run(false, "vpn.example.org");
+        assert_eq!(code, Some(2), "{told}");
+        assert!(told.contains("is no volume, so a gateway made here would be lost"), "{told}");
+    }
+    assert!(!state.join("gateway").exists(), "nothing was made so far");
+
+    let (code, told) = run(true, "vpn.example.org");
+    assert_eq!(code, Some(8), "{told}");
+    assert!(told.contains("initialised") && !told.contains("culvert://"), "no secret in a log: {told}");
+    let pin = home.json(&["init", "--json"])["ca_pin"].clone();
+    let (code, told) = run(true, "vpn.example.org");
+    assert_eq!(code, Some(8), "{told}");
+    assert!(!told.contains("initialised"), "{told}");
+    assert_eq!(home.json(&["init", "--json"])["ca_pin"], pin, "a second start makes no other gateway");
+    assert_eq!(std::fs::read_to_string(home.config()).unwrap(), "", "no configuration is written");
+}
+
+#[test]
+fn packages_get_completions_and_a_page_for_every_command() {
+    let home = Home::new();
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(home.ok(&["completions", shell]).contains("check-config"), "{shell}");
+    }
+    home.ok(&["man", home.folder.path().to_str().unwrap()]);
+    for page in ["culvert-server.8", "culvert-server-init.8", "culvert-server-devices-list.8"] {
+        let text = std::fs::read_to_string(home.folder.path().join(page)).unwrap();
+        assert!(text.contains(".SH NAME"), "{page}");
+    }
 }
 
 /// A folder for one gateway.
@@ -266,6 +365,10 @@ impl Home {
         found.sort();
         found
     }
+}
+
+fn device(path: &Path) -> u64 {
+    std::fs::metadata(path).unwrap().dev()
 }
 
 fn text(bytes: &[u8]) -> String {

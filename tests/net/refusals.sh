@@ -49,7 +49,7 @@ empty=(net_in "$NET_GATEWAY" timeout 10 "$CULVERT_BIN/culvert-server" --config "
 for command in run "invite anna" "devices list"; do
   # shellcheck disable=SC2086 # words
   run "${empty[@]}" $command
-  match "$command without init" "^1 error: there is no gateway in $NET_DIR/empty; run culvert-server init$" "$CODE $ERR"
+  match "$command without init" "^7 error: there is no gateway in $NET_DIR/empty; run culvert-server init$" "$CODE $ERR"
 done
 run "${empty[@]}" sessions list
 match "sessions list without a gateway" "^4 error: no running gateway answers on $NET_DIR/empty.sock .*; start it with: culvert-server run$" "$CODE $ERR"

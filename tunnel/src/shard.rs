@@ -279,7 +279,8 @@ impl<D: Device> Shard<D> {
                 }
             }
             Command::Inspect(reply) => self.engine.inspect(reply),
-            Command::Stop { .. } => {} // taken by `drain_mailbox`
+            Command::Heartbeat(reply) => _ = reply.send(()), // who asked may have given up
+            Command::Stop { .. } => {}                       // taken by `drain_mailbox`
         }
     }
 

@@ -15,6 +15,7 @@ use super::{AdminError, SCHEMA, state_dir};
 use crate::backup::{self, CONFIG, Files};
 use crate::config::{Config, Loaded};
 use crate::files;
+use crate::owner;
 use crate::sealed_file;
 use crate::settings::Settings;
 use crate::times::rfc3339;
@@ -73,12 +74,12 @@ pub async fn show(config: &Config, as_json: bool) -> Result<String, AdminError> 
 pub async fn backup(loaded: &Loaded, to: &Path, from: &Passphrase, as_json: bool) -> Result<String, AdminError> {
     let state = state_dir(&loaded.config);
     state.check_initialised()?;
-    if to.exists() {
+    if owner::as_caller(|| to.exists()) {
         return Err(AdminError::Exists(to.to_owned()));
     }
     let passphrase = read_passphrase(from, true)?;
     let mut kept = state.backup_files().await?;
-    if let Ok(config) = fs::read(&loaded.path) {
+    if let Ok(config) = owner::as_caller(|| fs::read(&loaded.path)) {
         kept.push((CONFIG.to_owned(), Zeroizing::new(config)));
     }
     let about = format!(
@@ -87,7 +88,8 @@ pub async fn backup(loaded: &Loaded, to: &Path, from: &Passphrase, as_json: bool
         rfc3339(OffsetDateTime::now_utc())
     );
     let sealed = sealed_file::seal(&backup::pack(&kept, &about)?, &passphrase)?;
-    files::write_new(to, &sealed, 0o600).and_then(|()| files::sync_folder(to)).map_err(|error| match error.kind() {
+    let written = owner::as_caller(|| files::write_new(to, &sealed, 0o600).and_then(|()| files::sync_folder(to)));
+    written.map_err(|error| match error.kind() {
         io::ErrorKind::AlreadyExists => AdminError::Exists(to.to_owned()),
         _ => AdminError::Write { path: to.to_owned(), error },
     })?;
@@ -110,7 +112,8 @@ pub async fn restore(loaded: &Loaded, file: &Path, from: &Passphrase, as_json: b
     if state.is_initialised() {
         return Err(AdminError::Exists(state.root().to_owned()));
     }
-    let sealed = fs::read(file).map_err(|error| AdminError::Read { path: file.to_owned(), error })?;
+    let sealed =
+        owner::as_caller(|| fs::read(file)).map_err(|error| AdminError::Read { path: file.to_owned(), error })?;
     let passphrase = read_passphrase(from, false)?;
     let mut kept: Files = backup::unpack(&sealed_file::open(&sealed, &passphrase)?)?;
     let at = kept.iter().position(|(name, _)| name == CONFIG);
@@ -118,7 +121,7 @@ pub async fn restore(loaded: &Loaded, file: &Path, from: &Passphrase, as_json: b
     let lock = state.lock()?;
     state.restore(&lock, &kept).await?;
     let wrote = match config {
-        Some(config) if !loaded.found => write_config(&loaded.path, &config).is_ok(),
+        Some(config) if !loaded.found => owner::as_caller(|| write_config(&loaded.path, &config)).is_ok(),
         _ => false,
     };
     let pin = state.authority()?.pin().to_string();
@@ -141,7 +144,7 @@ fn write_config(path: &Path, bytes: &[u8]) -> io::Result<()> {
 fn read_passphrase(from: &Passphrase, new: bool) -> Result<Zeroizing<String>, AdminError> {
     let text = match from {
         Passphrase::File(path) if path == Path::new("-") => first_line(&mut io::stdin().lock()),
-        Passphrase::File(path) => fs::File::open(path).and_then(|mut file| first_line(&mut file)),
+        Passphrase::File(path) => owner::as_caller(|| fs::File::open(path)).and_then(|mut file| first_line(&mut file)),
         Passphrase::Ask if io::stdin().is_terminal() => ask(new),
         Passphrase::Ask => return Err(AdminError::NoPassphrase),
     };

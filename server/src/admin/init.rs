@@ -11,21 +11,27 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use serde::Serialize;
 
 use super::invite::{InviteRequest, Invited};
+use super::service::{self, Service};
 use super::{AdminError, SCHEMA, invite, is_chosen, state_dir};
 use crate::addresses::Pool;
 use crate::config::{Config, Endpoint, Ipv6, KEYS, Loaded, Value};
 use crate::files;
 use crate::interface::{LocalNetwork, Netlink, check_overlap, choose_ipv4, choose_ipv6};
+use crate::owner;
 use crate::registry::Meta;
 use crate::settings::Settings;
 
 /// What the command line asks.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct InitRequest {
     /// `--invite NAME`: make the first invitation too.
     pub invite: Option<String>,
     /// `--dry-run`: only say what would be done.
     pub dry_run: bool,
+    /// Start the package's unit, where it is installed; not with `--no-start`.
+    pub start: bool,
+    /// Write the commented configuration, unless there is one.
+    pub write_config: bool,
 }
 
 /// What `init` did.
@@ -49,6 +55,8 @@ pub struct Initialised {
     pub port: u16,
     /// The UDP port the gateway listens on; `port` may be another in front of a port forward.
     pub listen_port: u16,
+    /// How it stands with the package's unit.
+    pub service: Service,
     /// The first invitation.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub invited: Option<Invited>,
@@ -91,11 +99,11 @@ pub async fn init(loaded: &Loaded, request: &InitRequest) -> Result<Initialised,
         return Ok(told(loaded, &settings, None, false));
     }
     let lock = state.lock()?;
-    let wrote = write_config(loaded, &settings)?;
+    let wrote = if request.write_config { owner::as_caller(|| write_config(loaded, &settings))? } else { None };
     let made = state.create(&lock, settings.display_name(), &settings.leaf_names(), &facts(&settings)?).await;
     if let Err(error) = made {
         if let Some(path) = wrote {
-            let _ = fs::remove_file(path); // ours, and of no use now
+            let _ = owner::as_caller(|| fs::remove_file(path)); // ours, and of no use now
         }
         return Err(error.into());
     }
@@ -103,6 +111,9 @@ pub async fn init(loaded: &Loaded, request: &InitRequest) -> Result<Initialised,
     let mut done = told(loaded, &settings, Some(state.authority()?.pin().to_string()), true);
     if let Some(user) = name {
         done.invited = Some(invite::invite(config, &InviteRequest::for_user(&user)).await?);
+    }
+    if request.start && done.service == Service::Left {
+        done.service = service::start();
     }
     Ok(done)
 }
@@ -121,6 +132,7 @@ fn told(loaded: &Loaded, settings: &Settings, ca_pin: Option<String>, changed: b
         state_dir: loaded.config.state_dir.clone(),
         port: settings.endpoint.port.unwrap_or(settings.port),
         listen_port: settings.port,
+        service: service::find(loaded),
         invited: None,
     }
 }
@@ -157,13 +169,16 @@ impl Initialised {
         line("State:", self.state_dir.display().to_string());
         if let Some(pin) = &self.ca_pin {
             line("CA pin:", pin.clone());
+        } else if self.service == Service::Left {
+            line("Service:", format!("{}, which init would start now and at every boot", service::UNIT));
         }
         if self.changed {
-            let _ = writeln!(
-                text,
-                "Open {}/udp in the firewall of your provider, then start it: culvert-server{} run",
-                self.port, flag
-            );
+            let then = match self.service {
+                Service::Started => ". The gateway runs, and starts with this machine".to_owned(),
+                Service::Left | Service::Failed => format!(", then start it: systemctl enable --now {}", service::UNIT),
+                Service::None => format!(", then start it: culvert-server{flag} run"),
+            };
+            let _ = writeln!(text, "Open {}/udp in the firewall of your provider{then}.", self.port);
         } else if !dry_run {
             let _ = writeln!(
                 text,

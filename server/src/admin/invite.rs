@@ -11,6 +11,7 @@ use time::OffsetDateTime;
 use super::{AdminError, SCHEMA, actor, devices, state_dir};
 use crate::config::Config;
 use crate::files;
+use crate::owner;
 use crate::registry::sqlite::SqliteRegistry;
 use crate::registry::{Device, Invitation, Registry};
 use crate::settings::Settings;
@@ -138,7 +139,8 @@ pub async fn invite(config: &Config, request: &InviteRequest) -> Result<Invited,
     let link = invitation.to_link();
     // First the file: an invitation that nobody could read would still count.
     if let Some(path) = &request.out {
-        files::write_new(path, format!("{link}\n").as_bytes(), 0o600).map_err(|error| match error.kind() {
+        let text = format!("{link}\n");
+        owner::as_caller(|| files::write_new(path, text.as_bytes(), 0o600)).map_err(|error| match error.kind() {
             std::io::ErrorKind::AlreadyExists => AdminError::Exists(path.clone()),
             _ => AdminError::Write { path: path.clone(), error },
         })?;
@@ -159,7 +161,7 @@ pub async fn invite(config: &Config, request: &InviteRequest) -> Result<Invited,
     if added.is_err()
         && let Some(path) = &request.out
     {
-        let _ = std::fs::remove_file(path); // ours, and worth nothing
+        let _ = owner::as_caller(|| std::fs::remove_file(path)); // ours, and worth nothing
     }
     added?;
     registry.close().await;

@@ -2,8 +2,11 @@
 //!
 //! The mode of the socket says so already; this holds when somebody has changed the mode.
 
+#![allow(unsafe_code, reason = "one socket option that neither std nor rustix has")]
+
 use std::fs;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, chown};
 use std::path::Path;
 
@@ -29,15 +32,37 @@ pub(super) fn may_ask(stream: &UnixStream, socket: &Path) -> bool {
         return true;
     }
     let Ok(group) = fs::metadata(socket).map(|socket| socket.gid()) else { return false };
-    let member = || peer.pid().is_some_and(|pid| supplementary_groups(pid).contains(&group));
-    peer.gid() == group || member()
+    peer.gid() == group || supplementary_groups(stream).contains(&group)
 }
 
-/// The groups in `/proc/PID/status` (proc(5)).
-fn supplementary_groups(pid: i32) -> Vec<u32> {
-    let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) else { return Vec::new() };
-    let groups = status.lines().find_map(|line| line.strip_prefix("Groups:")).unwrap_or_default();
-    groups.split_whitespace().filter_map(|group| group.parse().ok()).collect()
+/// The caller's groups at the same moment (`SO_PEERGROUPS`, Linux 4.13). Not from `/proc`: the unit's
+/// `ProtectProc=invisible` hides the processes of others there, and a number may be another process by then.
+fn supplementary_groups(stream: &UnixStream) -> Vec<u32> {
+    let mut groups: Vec<libc::gid_t> = vec![0; 64];
+    loop {
+        let mut bytes = size_of_val(groups.as_slice()) as libc::socklen_t;
+        // SAFETY: the kernel writes at most `bytes` bytes into `groups`, which has as many, and says in `bytes` how
+        // many there are.
+        let result = unsafe {
+            libc::getsockopt(
+                stream.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_PEERGROUPS,
+                groups.as_mut_ptr().cast(),
+                &raw mut bytes,
+            )
+        };
+        let count = bytes as usize / size_of::<libc::gid_t>();
+        if result == 0 {
+            groups.truncate(count);
+            return groups;
+        }
+        // ERANGE: there are more, and `bytes` says how many (65,536 at most, NGROUPS_MAX).
+        if io::Error::last_os_error().raw_os_error() != Some(libc::ERANGE) || count <= groups.len() {
+            return Vec::new();
+        }
+        groups.resize(count, 0);
+    }
 }
 
 /// The number of a group of `/etc/group` (group(5)).
@@ -57,6 +82,23 @@ mod tests {
     fn groups_are_found_where_the_system_keeps_them() {
         assert_eq!(group_id("root"), Some(0));
         assert_eq!(group_id("no-such-group"), None);
-        assert!(supplementary_groups(-1).is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_caller_has_all_its_groups_however_many() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let mut own: Vec<u32> = rustix::process::getgroups().unwrap().iter().map(|group| group.as_raw()).collect();
+        let mut seen = supplementary_groups(&ours);
+        own.sort_unstable();
+        seen.sort_unstable();
+        assert_eq!(seen, own);
+        if rustix::process::geteuid().is_root() {
+            let many: Vec<u32> = (1_000..1_300).collect();
+            let groups: Vec<_> = many.iter().map(|group| rustix::process::Gid::from_raw(*group)).collect();
+            // The groups of this test's thread alone, and of the pair that it makes now.
+            rustix::thread::set_thread_groups(&groups).unwrap();
+            let (ours, _theirs) = UnixStream::pair().unwrap();
+            assert_eq!(supplementary_groups(&ours), many);
+        }
     }
 }

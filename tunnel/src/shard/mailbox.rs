@@ -120,6 +120,8 @@ pub enum Command<D: Device> {
     Rebind(std::net::UdpSocket),
     /// Tells the counters.
     Inspect(oneshot::Sender<Inspection>),
+    /// Answers, and does nothing else: the thread still takes turns.
+    Heartbeat(oneshot::Sender<()>),
     /// Closes every link with this code, sends what is due and ends the thread.
     Stop {
         /// Why.
@@ -266,6 +268,16 @@ impl<D: Device> ShardHandle<D> {
     pub async fn inspect(&self) -> Result<Inspection, ShardGone> {
         let (reply, answer) = oneshot::channel();
         self.send(Command::Inspect(reply)).await?;
+        answer.await.map_err(|_| ShardGone)
+    }
+
+    /// Waits until the thread has taken a turn, however long that is. Cancel-safe.
+    ///
+    /// # Errors
+    /// [`ShardGone`] once the thread has ended.
+    pub async fn heartbeat(&self) -> Result<(), ShardGone> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Heartbeat(reply)).await?;
         answer.await.map_err(|_| ShardGone)
     }
 }
