@@ -5,6 +5,7 @@
 
 pub mod ca;
 pub mod devices;
+pub mod doctor;
 pub mod first_run;
 pub mod init;
 pub mod invite;
@@ -81,6 +82,9 @@ pub enum AdminError {
     /// The registry was changed, but a running gateway was not told.
     #[error("the registry was changed, but the running gateway was not told and sees it a second later: {0}")]
     StillOpen(AskError),
+    /// `doctor` found something.
+    #[error("a check failed; see above")]
+    CheckFailed,
     /// A file cannot be read.
     #[error("cannot read {}: {error}", .path.display())]
     Read {

@@ -10,7 +10,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::config::{Config, NameServer};
+use crate::config::Config;
 use crate::settings::Settings;
 
 /// What this gateway needs of a firewall.
@@ -122,7 +122,7 @@ pub fn warn(config: &Config, settings: &Settings) {
         device: config.device.clone(),
         ipv6: settings.pool.ipv6().is_some(),
         port: config.listen.port(),
-        dns: config.push.dns.contains(&NameServer::Gateway),
+        dns: settings.answers,
     };
     match ruleset() {
         Ok(ruleset) => {

@@ -33,6 +33,7 @@ use crate::nat::{self, Nat, NatError};
 use crate::registry::sqlite::SqliteRegistry;
 use crate::registry::{Device, Registry, RegistryError};
 use crate::reload::Reloader;
+use crate::selfcheck;
 use crate::sessions::{LoopError, Sessions};
 use crate::settings::{Settings, SettingsError};
 use crate::speed::{self, Speed};
@@ -216,6 +217,7 @@ async fn serve(
     let resolver = dns::start(&config, &mut settings, &registry);
     let dns = resolver.as_ref().map(dns::Forwarder::counters);
     let (asked, requests) = mpsc::channel(REQUESTS);
+    let selfcheck = selfcheck::watch(Arc::new(config.clone()), settings.clone());
     let watchdog = watchdog::watch(asked.clone(), handles.clone(), settings.endpoint.with_port(settings.port));
     let office = Arc::new(Office { registry: registry.clone(), authority: Arc::new(authority), config, settings, dns });
     let reload = asked.clone();
@@ -246,6 +248,7 @@ async fn serve(
         () = serve_speed(speed) => Err(LoopError::ShardGone), // neither does this end
         () = dns::serve(resolver) => Err(LoopError::ShardGone), // nor this
         () = watchdog => Err(LoopError::ShardGone), // nor this
+        () = selfcheck => Err(LoopError::ShardGone), // nor this
     };
     drop(control);
     for thread in threads {

@@ -30,6 +30,7 @@ pub mod policy;
 pub mod registry;
 pub mod reload;
 pub mod sealed_file;
+pub mod selfcheck;
 pub mod sessions;
 pub mod settings;
 pub mod speed;

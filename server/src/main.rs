@@ -8,6 +8,7 @@ use anyhow::Context;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use culvert_server::admin::ca::Passphrase;
 use culvert_server::admin::devices::Which;
+use culvert_server::admin::doctor::{self, Diagnosis};
 use culvert_server::admin::init::InitRequest;
 use culvert_server::admin::invite::InviteRequest;
 use culvert_server::admin::service::Service;
@@ -128,6 +129,18 @@ enum Command {
     },
     /// Let the running gateway read its configuration again; no session ends
     Reload {
+        /// One JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Look at everything that this gateway needs; each failed check says what repairs it
+    Doctor {
+        /// One JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// The same before a gateway is started
+    Preflight {
         /// One JSON object
         #[arg(long)]
         json: bool,
@@ -317,6 +330,8 @@ fn take_owners_rights(cli: &Cli) -> anyhow::Result<()> {
         | Command::Invites { .. }
         | Command::Devices { .. }
         | Command::Ca { .. }
+        | Command::Doctor { .. }
+        | Command::Preflight { .. }
         | Command::Sessions { command: Sessions::Kick { .. } } => {}
         _ => return Ok(()),
     }
@@ -385,6 +400,8 @@ async fn execute(cli: Cli) -> anyhow::Result<String> {
             gateway::run(loaded, again).await.map_err(AdminError::from)?;
             String::new()
         }
+        Command::Doctor { json } => return diagnosed(&doctor::doctor(&config(place)?).await?, json),
+        Command::Preflight { json } => return diagnosed(&doctor::preflight(&config(place)?).await?, json),
         Command::Reload { json } => admin::reload(&config(place)?, json)?,
         Command::CheckConfig { file, show } => {
             let place = Place { config: file.or_else(|| place.config.clone()), ..place.clone() };
@@ -402,6 +419,16 @@ async fn execute(cli: Cli) -> anyhow::Result<String> {
             String::new()
         }
     })
+}
+
+/// The findings are the answer, whatever they are; a failed check is told by the exit code, too.
+fn diagnosed(diagnosis: &Diagnosis, json: bool) -> anyhow::Result<String> {
+    let text = if json { diagnosis.json() } else { diagnosis.text() };
+    if diagnosis.is_good() {
+        return Ok(text);
+    }
+    print(&text)?;
+    Err(AdminError::CheckFailed.into())
 }
 
 async fn ca(place: &Place, command: Ca) -> Result<String, AdminError> {

@@ -90,6 +90,18 @@ pub fn remove(table: &str) -> Result<(), NatError> {
     apply(table, &batch.to_nftables())
 }
 
+/// True when this table is in force in this network namespace.
+///
+/// # Errors
+/// [`NatError`].
+pub fn is_there(table: &str) -> Result<bool, NatError> {
+    let listed = helper::get_current_ruleset_with_args(helper::DEFAULT_NFT, ["list", "tables"]).map_err(unlistable)?;
+    Ok(listed
+        .objects
+        .iter()
+        .any(|object| matches!(object, NfObject::ListObject(NfListObject::Table(found)) if found.name == table)))
+}
+
 /// True when any table of another gateway of ours is in force in this network namespace.
 ///
 /// # Errors
