@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use culvert_tunnel::banned::Banned;
 use culvert_tunnel::device::linux::{OpenError, Tun};
 use culvert_tunnel::filter::Policy;
 use culvert_tunnel::routing::Routing;
@@ -185,7 +186,12 @@ async fn serve(
     let configs = sockets.into_iter().zip(tuns).map(|(socket, tun)| ShardConfig {
         socket,
         device: Some(tun),
-        role: Role::Gateway { transport: transport.clone(), routing: routing.clone(), policy: Arc::clone(&policy) },
+        role: Role::Gateway {
+            transport: transport.clone(),
+            routing: routing.clone(),
+            policy: Arc::clone(&policy),
+            banned: Banned::default(),
+        },
         cids: cids.clone(),
     });
     let running = shard::spawn(configs.collect())?;
