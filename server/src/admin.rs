@@ -3,6 +3,7 @@
 //! Each returns what belongs on standard output; data only, as text or as one JSON object with
 //! `"schema": 1`. Failures carry the exit code of the product contract, section 6.2.
 
+pub mod bans;
 pub mod devices;
 pub mod init;
 pub mod invite;
@@ -12,10 +13,13 @@ pub mod lists;
 use std::io;
 use std::path::PathBuf;
 
+use crate::audit::{self, Via};
 use crate::config::{Config, ConfigError, Loaded, Source};
 use crate::control_socket::{AskError, Request, Response, ask};
+use crate::door::BansFileError;
 use crate::gateway::GatewayError;
 use crate::interface::{NetlinkError, Overlap};
+use crate::log::LogFileError;
 use crate::registry::RegistryError;
 use crate::settings::SettingsError;
 use crate::state::{StateDir, StateError};
@@ -39,6 +43,20 @@ pub enum AdminError {
     /// The length of time is none.
     #[error("{0:?} is not a length of time; write it like 30m, 24h or 7d")]
     BadDuration(String),
+    /// Nothing that can be banned.
+    #[error("{0:?} is neither an address nor a network; write it like 203.0.113.9 or 203.0.113.0/24")]
+    BadPrefix(String),
+    /// A reason that a list cannot show.
+    #[error("a reason has at most 64 printable characters")]
+    BadReason,
+    /// The bans that are kept.
+    #[error("cannot read {}: {error}; remove it to begin without bans", .path.display())]
+    BansUnreadable {
+        /// Their file.
+        path: PathBuf,
+        /// What is wrong with it.
+        error: BansFileError,
+    },
     /// No device is called so.
     #[error("there is no device {0:?}; see culvert-server devices list")]
     NoDevice(String),
@@ -92,6 +110,9 @@ pub enum AdminError {
     /// Nobody else may write it meanwhile, and nothing is overwritten.
     #[error("{} exists already; nothing was changed", .0.display())]
     Exists(PathBuf),
+    /// The log's file.
+    #[error(transparent)]
+    Log(#[from] LogFileError),
     /// The configuration.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -125,7 +146,7 @@ impl AdminError {
     /// The exit code (product contract 6.2, rule 3).
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::NeedsEndpoint(_) | Self::BadName | Self::BadDuration(_) => 2,
+            Self::NeedsEndpoint(_) | Self::BadName | Self::BadDuration(_) | Self::BadPrefix(_) | Self::BadReason => 2,
             Self::Ask(AskError::NotRunning { .. } | AskError::NoAnswer(_)) | Self::StillOpen(_) => 4,
             Self::Ask(AskError::Forbidden(_)) | Self::Gateway(GatewayError::NoCapability) => 8,
             Self::State(StateError::Io { error, .. }) | Self::Write { error, .. }
@@ -188,7 +209,7 @@ pub fn state_dir(config: &Config) -> StateDir {
 
 /// Who types this, for the audit.
 fn actor() -> String {
-    format!("uid={}", rustix::process::getuid().as_raw())
+    audit::actor(rustix::process::getuid().as_raw(), Via::Command)
 }
 
 /// True for what `init` writes into the file it makes.

@@ -23,6 +23,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::config::{Config, ConfigError, Loaded};
 use crate::control_socket::{ControlSocket, Request, SocketError};
 use crate::conversation::Office;
+use crate::door;
 use crate::forwarding::{Forwarding, ForwardingError};
 use crate::interface::{Netlink, NetlinkError, Overlap, check_overlap};
 use crate::journal::{Journal, JournalError};
@@ -181,7 +182,7 @@ async fn serve(
     let host = Host::change(&config, &settings, state)?;
     warn_blocked(&config.device, &settings);
 
-    let routing = Routing::default();
+    let (routing, banned) = (Routing::default(), Banned::default());
     let policy = Arc::new(policy(&config, &settings));
     let configs = sockets.into_iter().zip(tuns).map(|(socket, tun)| ShardConfig {
         socket,
@@ -190,7 +191,7 @@ async fn serve(
             transport: transport.clone(),
             routing: routing.clone(),
             policy: Arc::clone(&policy),
-            banned: Banned::default(),
+            banned: banned.clone(),
         },
         cids: cids.clone(),
     });
@@ -216,7 +217,9 @@ async fn serve(
     }
     let speed = speed(&config, &settings).await;
     let (asked, requests) = mpsc::channel(REQUESTS);
-    let office = Arc::new(Office { registry: registry.clone(), authority: Arc::new(authority), config, settings });
+    let door = door::open(config.bans.clone(), state.root(), banned, handles.clone());
+    let registry = registry.clone();
+    let office = Arc::new(Office { registry, authority: Arc::new(authority), config, settings, door: door.clone() });
     let reload = asked.clone();
     let stop = async {
         let signal = loop {
@@ -238,6 +241,7 @@ async fn serve(
         () = serve_speed(speed) => Err(LoopError::ShardGone), // neither does this end
     };
     drop(control);
+    door.stop().await;
     for thread in threads {
         // A thread that hangs must not keep the host changed; it ends with the process.
         if thread.is_finished() && thread.join().is_err() {

@@ -104,6 +104,11 @@ enum Command {
         #[command(subcommand)]
         command: Sessions,
     },
+    /// Whom the gateway does not listen to
+    Bans {
+        #[command(subcommand)]
+        command: admin::bans::Command,
+    },
     /// The running gateway as a whole
     Status {
         /// One JSON object
@@ -291,10 +296,17 @@ async fn execute(cli: Cli) -> anyhow::Result<String> {
             Sessions::List { json } => lists::sessions(&config(place)?, json)?,
             Sessions::Kick { which, json } => admin::devices::kick(&config(place)?, &which.which(), json).await?,
         },
+        Command::Bans { command } => {
+            let (text, note) = admin::bans::execute(&config(place)?, command)?;
+            if let Some(note) = note {
+                eprintln!("note: {note}");
+            }
+            text
+        }
         Command::Status { json } => lists::status(&config(place)?, json)?,
         Command::Run => {
             let loaded = load(place, None, Named::MustExist)?;
-            log::start(loaded.config.log_format, loaded.config.log_level.clone());
+            log::start(&loaded.config).map_err(AdminError::from)?;
             let place = place.clone();
             let again = move || read(&place, None, Named::MustExist);
             gateway::run(loaded, again).await.map_err(AdminError::from)?;
@@ -307,7 +319,7 @@ async fn execute(cli: Cli) -> anyhow::Result<String> {
         }
         Command::Cleanup => {
             let config = config(place)?;
-            log::start(config.log_format, config.log_level.clone());
+            log::start(&config).map_err(AdminError::from)?;
             let undone = gateway::cleanup(&config).map_err(AdminError::from)?;
             if undone { "Undid what a gateway left on this host.\n".into() } else { "Nothing to undo.\n".into() }
         }

@@ -9,6 +9,8 @@ use std::path::Path;
 
 use tokio::net::UnixStream;
 
+use crate::audit::{self, Via};
+
 /// The group whose members administer the gateway.
 const GROUP: &str = "culvert-server";
 
@@ -31,6 +33,11 @@ pub(super) fn may_ask(stream: &UnixStream, socket: &Path) -> bool {
     let Ok(group) = fs::metadata(socket).map(|socket| socket.gid()) else { return false };
     let member = || peer.pid().is_some_and(|pid| supplementary_groups(pid).contains(&group));
     peer.gid() == group || member()
+}
+
+/// Who the caller is, for the audit.
+pub(super) fn actor(stream: &UnixStream) -> String {
+    stream.peer_cred().map_or_else(|_| "unknown".to_owned(), |peer| audit::actor(peer.uid(), Via::Socket))
 }
 
 /// The groups in `/proc/PID/status` (proc(5)).
