@@ -9,6 +9,7 @@ pub mod init;
 pub mod invite;
 pub mod invites;
 pub mod lists;
+pub mod why;
 
 use std::io;
 use std::path::PathBuf;
@@ -57,6 +58,9 @@ pub enum AdminError {
         /// What is wrong with it.
         error: BansFileError,
     },
+    /// Neither a device nor a user is called so.
+    #[error("there is no device and no user {0:?}; see culvert-server devices list")]
+    Nobody(String),
     /// No device is called so.
     #[error("there is no device {0:?}; see culvert-server devices list")]
     NoDevice(String),

@@ -31,3 +31,4 @@ pub mod settings;
 pub mod speed;
 pub mod state;
 pub mod times;
+pub mod why;

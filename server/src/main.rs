@@ -115,6 +115,14 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Why a device or a user cannot connect, and the command that repairs it
+    Why {
+        /// A user, user/device, a device's name or its id
+        name: String,
+        /// One JSON object
+        #[arg(long)]
+        json: bool,
+    },
     /// Run the gateway until SIGTERM
     Run,
     /// Let the running gateway read its configuration again; no session ends
@@ -304,6 +312,7 @@ async fn execute(cli: Cli) -> anyhow::Result<String> {
             text
         }
         Command::Status { json } => lists::status(&config(place)?, json)?,
+        Command::Why { name, json } => admin::why::why(&config(place)?, &name, json).await?,
         Command::Run => {
             let loaded = load(place, None, Named::MustExist)?;
             log::start(&loaded.config).map_err(AdminError::from)?;
