@@ -27,7 +27,7 @@ fn ten_thousand_attempts_with_wrong_proofs_cost_a_few_handshakes_and_others_do_n
             let attacker = gateway.endpoint(ATTACKER, b"culvert-enrol/1", None);
             for _ in 0..10 {
                 let connection = dial(&attacker, "127.0.0.1").await.unwrap();
-                assert_eq!(refused(gateway.enrol_over(&connection, &wrong).await), Close::InviteProof);
+                assert_eq!(refused(gateway.enrol_over(&connection, &wrong, "laptop").await), Close::InviteProof);
             }
             gateway.logs("event=banned src=127.0.0.66 by=failures seconds=600 reason=bad_invite").await;
 

@@ -88,8 +88,14 @@ impl Gateway {
     }
 
     pub fn start(&self) {
+        self.start_with(&[]);
+    }
+
+    /// Starts it with these variables besides.
+    pub fn start_with(&self, environment: &[(&str, &str)]) {
         let log = std::fs::File::options().create(true).append(true).open(self.log_path()).unwrap();
-        let child = self.command(&["run"]).stdin(Stdio::null()).stderr(log).spawn().unwrap();
+        let mut command = self.command(&["run"]);
+        let child = command.envs(environment.iter().copied()).stdin(Stdio::null()).stderr(log).spawn().unwrap();
         *self.child.lock().unwrap() = Some(child);
         let deadline = Instant::now() + Duration::from_secs(10);
         while !self.run(&["status"]).status.success() {
@@ -243,14 +249,19 @@ impl Gateway {
 
     pub async fn enrol(&self, invitation: &Invitation) -> Result<Device, EnrolError> {
         let connection = self.connect(b"culvert-enrol/1", None).await.unwrap();
-        self.enrol_over(&connection, invitation).await
+        self.enrol_over(&connection, invitation, "laptop").await
     }
 
-    pub async fn enrol_over(&self, connection: &Connection, invitation: &Invitation) -> Result<Device, EnrolError> {
+    pub async fn enrol_over(
+        &self,
+        connection: &Connection,
+        invitation: &Invitation,
+        name: &str,
+    ) -> Result<Device, EnrolError> {
         let mut exporter = [0; 32];
         connection.export_keying_material(&mut exporter, b"EXPORTER-culvert/1", b"").unwrap();
         let key = DeviceKey::generate().unwrap();
-        let (mut enrollee, begin) = Enrollee::start(invitation, &key, "laptop", "linux", exporter).unwrap();
+        let (mut enrollee, begin) = Enrollee::start(invitation, &key, name, "linux", exporter).unwrap();
         let mut talk = Talk::open(connection).await;
         talk.send(&begin).await;
         loop {
