@@ -14,6 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use culvert_helper::profile::{Profile, Profiles};
 use culvert_protocol::{Client, Event, Request, State, Status, code};
+use culvert_tunnel::banned::Banned;
 use culvert_tunnel::close::Close;
 use culvert_tunnel::control::{FromClient, FromServer, Refused, Welcome, decode, encode};
 use culvert_tunnel::device::linux::Tun;
@@ -418,7 +419,12 @@ impl Bench {
         let config = ShardConfig {
             socket: bind(address.parse().unwrap(), SocketOptions::default()).unwrap(),
             device: Some(device),
-            role: Role::Gateway { transport, routing: Routing::default(), policy: Arc::new(policy) },
+            role: Role::Gateway {
+                transport,
+                routing: Routing::default(),
+                policy: Arc::new(policy),
+                banned: Banned::default(),
+            },
             cids: CidKey::random(),
         };
         let shard = spawn(vec![config]).unwrap().remove(0);

@@ -3,6 +3,7 @@
 //! Each returns what belongs on standard output; data only, as text or as one JSON object with
 //! `"schema": 1`. Failures carry the exit code of the product contract, section 6.2.
 
+pub mod bans;
 pub mod ca;
 pub mod devices;
 pub mod doctor;
@@ -12,15 +13,19 @@ pub mod invite;
 pub mod invites;
 pub mod lists;
 pub mod service;
+pub mod why;
 
 use std::io;
 use std::path::PathBuf;
 
+use crate::audit::{self, Via};
 use crate::backup::BackupError;
 use crate::config::{Config, ConfigError, Loaded, Source};
 use crate::control_socket::{AskError, Request, Response, ask};
+use crate::door::BansFileError;
 use crate::gateway::GatewayError;
 use crate::interface::{NetlinkError, Overlap};
+use crate::log::LogFileError;
 use crate::owner::OwnerError;
 use crate::registry::RegistryError;
 use crate::sealed_file::SealError;
@@ -46,6 +51,23 @@ pub enum AdminError {
     /// The length of time is none.
     #[error("{0:?} is not a length of time; write it like 30m, 24h or 7d")]
     BadDuration(String),
+    /// Nothing that can be banned.
+    #[error("{0:?} is neither an address nor a network; write it like 203.0.113.9 or 203.0.113.0/24")]
+    BadPrefix(String),
+    /// A reason that a list cannot show.
+    #[error("a reason has at most 64 printable characters")]
+    BadReason,
+    /// The bans that are kept.
+    #[error("cannot read {}: {error}; remove it to begin without bans", .path.display())]
+    BansUnreadable {
+        /// Their file.
+        path: PathBuf,
+        /// What is wrong with it.
+        error: BansFileError,
+    },
+    /// Neither a device nor a user is called so.
+    #[error("there is no device and no user {0:?}; see culvert-server devices list")]
+    Nobody(String),
     /// No device is called so.
     #[error("there is no device {0:?}; see culvert-server devices list")]
     NoDevice(String),
@@ -133,6 +155,9 @@ pub enum AdminError {
     /// The state is another user's.
     #[error(transparent)]
     Owner(#[from] OwnerError),
+    /// The log's file.
+    #[error(transparent)]
+    Log(#[from] LogFileError),
     /// The configuration.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -169,6 +194,8 @@ impl AdminError {
             Self::NeedsEndpoint(_)
             | Self::BadName
             | Self::BadDuration(_)
+            | Self::BadPrefix(_)
+            | Self::BadReason
             | Self::NotHere(_)
             | Self::NoPassphrase
             | Self::ShortPassphrase(_) => 2,
@@ -237,7 +264,7 @@ pub fn state_dir(config: &Config) -> StateDir {
 
 /// Who types this, for the audit.
 fn actor() -> String {
-    format!("uid={}", rustix::process::getuid().as_raw())
+    audit::actor(rustix::process::getuid().as_raw(), Via::Command)
 }
 
 /// True for what `init` writes into the file it makes.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval};
 
+use crate::audit;
 use crate::registry::{Event, Registry, RegistryError};
 
 /// How long a change may go unnoticed when nobody tells.
@@ -48,6 +49,7 @@ pub async fn watch(registry: impl Registry, mut last: i64, mut pokes: mpsc::Rece
             failing = false;
             let more = events.len() == AT_ONCE as usize;
             last = events.last().map_or(last, |event| event.id);
+            let acts = events.clone();
             if events.is_empty() && asked.is_none() {
                 break;
             }
@@ -55,6 +57,7 @@ pub async fn watch(registry: impl Registry, mut last: i64, mut pokes: mpsc::Rece
             if to.send(told).await.is_err() {
                 return;
             }
+            audit::record_changes(&registry, &acts).await;
             if !more {
                 break;
             }

@@ -27,6 +27,8 @@ pub use keys::{CONFIG_VARIABLE, KEYS, Key, Kind};
 pub use layers::{Complaint, Layers, Problem, Source, Value};
 pub use names::{Dns, NameServer, Upstream, Zone};
 
+use crate::bans::{self, Limits};
+use crate::log::Addresses;
 use crate::policy::Policies;
 use crate::times::parse_duration;
 
@@ -68,6 +70,12 @@ pub struct Config {
     pub log_format: LogFormat,
     /// `log.level`.
     pub log_level: Targets,
+    /// `log.addresses`.
+    pub log_addresses: Addresses,
+    /// `log.file`; `None` means standard error alone.
+    pub log_file: Option<PathBuf>,
+    /// `bans.*`.
+    pub bans: Limits,
     /// `state.dir`.
     pub state_dir: PathBuf,
     /// `control.socket`.
@@ -272,6 +280,20 @@ impl Config {
             let known = |part: &str| part.contains('=') || part.trim().parse::<LevelFilter>().is_ok();
             text.split(',').all(known).then(|| text.parse::<Targets>().ok()).flatten()
         });
+        let log_addresses = read.text("log", "addresses", "\"full\", \"prefix\" or \"none\"", |text| match text {
+            "full" => Some(Addresses::Full),
+            "prefix" => Some(Addresses::Prefix),
+            "none" => Some(Addresses::None),
+            _ => None,
+        });
+        let log_file = read.text("log", "file", "\"\" or an absolute path", |text| or_empty(text, absolute));
+        let failures = read.number("bans", "failures", "0 (nobody is banned) or more");
+        let time = |text: &str| parse_duration(text).filter(|time| !time.is_zero());
+        let window = read.text("bans", "window", "a time such as \"5m\"", time);
+        let ban = read.text("bans", "duration", "a time such as \"10m\", at most \"24h\"", |text| {
+            time(text).filter(|time| *time <= bans::LONGEST)
+        });
+        let exempt = read.list("bans", "exempt", "an address, or a network such as \"198.51.100.0/24\"", bans::prefix);
         let state_dir = read.text("state", "dir", "an absolute path", absolute);
         let control_socket = read.text("control", "socket", "an absolute path of at most 100 bytes", |text| {
             absolute(text).filter(|_| text.len() <= SOCKET_PATH_MAX)
@@ -308,6 +330,9 @@ impl Config {
             speedtests: speedtests?,
             log_format: log_format?,
             log_level: log_level?,
+            log_addresses: log_addresses?,
+            log_file: log_file?,
+            bans: Limits { failures: failures?.unwrap_or(0), window: window?, duration: ban?, exempt },
             state_dir: state_dir?,
             control_socket: control_socket?,
             device: device?,

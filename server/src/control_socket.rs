@@ -4,6 +4,7 @@
 //! checked again by the credentials that the kernel gives. A request is one of a short closed
 //! list. Both ends are here: [`ControlSocket::serve`] for the gateway, [`ask`] for the commands.
 
+mod door;
 mod peer;
 
 use std::collections::BTreeMap;
@@ -16,13 +17,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use culvert_tunnel::stats::ShardStats;
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 
-use crate::dns;
+use crate::{audit, dns};
+
+pub use door::{BanInfo, DeviceHistory};
 
 /// What an administrator may ask.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,6 +47,29 @@ pub enum Request {
     },
     /// Whether the table of sessions is still looked after. Asks no shard.
     Alive,
+    /// Who is not listened to.
+    Bans,
+    /// Do not listen to this prefix.
+    BanAdd {
+        /// Who.
+        prefix: IpNet,
+        /// For how long; `None` until somebody lifts it.
+        seconds: Option<u64>,
+        /// For people.
+        reason: String,
+        /// End the sessions there as well.
+        now: bool,
+    },
+    /// Listen to exactly this prefix again.
+    BanRemove {
+        /// Who.
+        prefix: IpNet,
+    },
+    /// What was last heard of these devices.
+    History {
+        /// Their ids.
+        devices: Vec<String>,
+    },
 }
 
 /// What the gateway answers.
@@ -72,6 +99,27 @@ pub enum Response {
     NotReloaded {
         /// Why.
         message: String,
+    },
+    /// To [`Request::Bans`].
+    Bans {
+        /// In the order of prefixes.
+        bans: Vec<BanInfo>,
+    },
+    /// To [`Request::BanAdd`] and [`Request::BanRemove`].
+    Ban {
+        /// False when there was nothing to lift.
+        changed: bool,
+        /// Open sessions in the prefix: ended by it, or going on.
+        sessions: usize,
+        /// A ban that still holds the prefix after it was lifted.
+        covered_by: Option<IpNet>,
+    },
+    /// To [`Request::History`].
+    History {
+        /// Since when the gateway remembers.
+        since: String,
+        /// In the order of the request.
+        devices: Vec<DeviceHistory>,
     },
     /// The gateway could not do it.
     Failed {
@@ -183,6 +231,9 @@ pub struct ShardInfo {
     pub datagrams_out: u64,
     /// Datagrams that belong to no connection and open none.
     pub datagrams_foreign: u64,
+    /// Datagrams of banned addresses.
+    #[serde(default)]
+    pub datagrams_banned: u64,
     /// Handshakes begun by peers.
     pub handshakes: u64,
     /// Handshakes answered with a Retry first.
@@ -212,6 +263,7 @@ impl From<&ShardStats> for ShardInfo {
             datagrams_in: stats.datagrams_in,
             datagrams_out: stats.datagrams_out,
             datagrams_foreign: stats.datagrams_foreign,
+            datagrams_banned: stats.datagrams_banned,
             handshakes: stats.handshakes,
             retries: stats.retries,
             retries_withheld: stats.retries_withheld,
@@ -294,7 +346,7 @@ impl ControlSocket {
                 }
             };
             if !peer::may_ask(&stream, &self.path) {
-                tracing::warn!(event = "admin", action = "connect", result = "forbidden", "control socket");
+                audit::record(&peer::actor(&stream), "connect", "", "forbidden");
                 continue;
             }
             let gateway = gateway.clone();
@@ -330,6 +382,7 @@ const REQUEST_MAX: u64 = 512 * 1024;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 async fn converse(mut stream: UnixStream, gateway: mpsc::Sender<Asked>) -> io::Result<()> {
+    let actor = peer::actor(&stream);
     let (reader, mut writer) = stream.split();
     let mut reader = tokio::io::BufReader::new(reader);
     loop {
@@ -340,14 +393,19 @@ async fn converse(mut stream: UnixStream, gateway: mpsc::Sender<Asked>) -> io::R
         }
         let response = match serde_json::from_slice::<Request>(&line) {
             Ok(request) => {
+                let act = audit::act(&request);
                 let (reply, answer) = oneshot::channel();
                 if gateway.send((request, reply)).await.is_err() {
                     return Ok(()); // stopping
                 }
-                match answer.await {
-                    Ok(response) => response,
-                    Err(_) => Response::Failed { message: "the gateway cannot do this now; see its log".into() },
+                let response = answer.await.unwrap_or_else(|_| Response::Failed {
+                    message: "the gateway cannot do this now; see its log".into(),
+                });
+                if let Some((action, target)) = act {
+                    let failed = matches!(response, Response::Failed { .. } | Response::NotReloaded { .. });
+                    audit::record(&actor, action, &target, if failed { "failed" } else { "ok" });
                 }
+                response
             }
             Err(error) => Response::Invalid { message: error.to_string() },
         };

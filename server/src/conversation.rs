@@ -4,7 +4,6 @@
 //! gateway's loop hands it, and ends when that loop drops its end (the connection closed). Each
 //! step has a deadline. Nothing is admitted here: that is for `sessions`.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -26,7 +25,8 @@ use tokio::time::timeout;
 use crate::admit::{self, Refused};
 use crate::config::Config;
 use crate::dns;
-use crate::log::peer_text;
+use crate::door::Door;
+use crate::log::{port, src};
 use crate::registry::{Device, EnrolError, Enrolment, Registry};
 use crate::sessions::Proof;
 use crate::settings::Settings;
@@ -49,6 +49,8 @@ pub struct Office<R> {
     pub settings: Settings,
     /// What the resolver for clients has done, if there is one.
     pub dns: Option<Arc<dns::Counters>>,
+    /// Told of refusals, and of sessions.
+    pub door: Door,
 }
 
 /// A client that may have a session.
@@ -115,34 +117,36 @@ impl From<Refusal> for Failed {
 impl<R: Registry, D: Interface> Conversation<R, D> {
     /// Judges a session, up to and including `hello`. `None` when it was refused, or is gone.
     pub async fn judge_session(mut self) -> Option<Admission> {
-        let mut name = String::new();
-        match self.session(&mut name).await {
+        let mut peer = Peer::default();
+        match self.session(&mut peer).await {
             Ok(admission) => Some(admission),
             Err(Failed::Gone) => None,
             Err(Failed::Refused(refused)) => {
-                auth_failed(self.established.remote, refused.code.word(), &name);
+                let door = &self.office.door;
+                door.session_refused(self.established.remote, refused.code.word(), &peer.name, peer.device);
                 self.close(refused).await;
                 None
             }
         }
     }
 
-    async fn session(&mut self, name: &mut String) -> Result<Admission, Failed> {
+    async fn session(&mut self, peer: &mut Peer) -> Result<Admission, Failed> {
         let Some(leaf) = self.established.peer_chain.first() else {
             return Err(Refused::new(Close::NoCertificate, "a session needs a device certificate; enrol first").into());
         };
         let proof = Proof { certificate: leaf.to_vec(), exporter: self.established.exporter };
         let facts =
             CertificateFacts::read(leaf).map_err(|error| Refused::new(Close::UnknownDevice, error.to_string()))?;
-        *name = facts.common_name.clone().unwrap_or_default();
+        peer.name = facts.common_name.clone().unwrap_or_default();
         let device = self.office.registry.device_by_key(facts.spki.as_bytes()).await.map_err(|error| {
             tracing::error!(event = "registry_failed", %error);
             Refused::new(Close::Internal, "the gateway cannot read its registry; try again later")
         })?;
+        peer.device = device.as_ref().map(|device| device.id.clone());
         let lease =
             admit::judge_device(&facts, device.as_ref(), &self.office.settings.pool, OffsetDateTime::now_utc())?;
         let Some(device) = device else { return Err(Failed::Gone) }; // `judge_device` refuses `None`
-        *name = device.name.clone();
+        peer.name = device.name.clone();
         let hello = self.hello().await?;
         let judged = admit::judge_hello(&hello);
         if let Err(refused) = &judged {
@@ -170,8 +174,8 @@ impl<R: Registry, D: Interface> Conversation<R, D> {
             Ok(device) => {
                 tracing::info!(
                     event = "enrol_ok",
-                    src = %self.established.remote.ip().to_canonical(),
-                    port = self.established.remote.port(),
+                    src = src(self.established.remote.ip()),
+                    port = port(self.established.remote),
                     user = device.user,
                     device = device.name,
                     device_id = device.id,
@@ -184,7 +188,8 @@ impl<R: Registry, D: Interface> Conversation<R, D> {
             }
             Err(Failed::Gone) => {}
             Err(Failed::Refused(refused)) => {
-                enrol_failed(self.established.remote, refused.code.word(), &asked);
+                let door = &self.office.door;
+                door.enrolment_refused(self.established.remote, refused.code.word(), &asked.invitation, &asked.name);
                 let told = FromEnroller::Refused(control::Refused::new(refused.code, &refused.reason));
                 let _ = self.send(&told).await; // closing tells the code as well
                 self.close(refused).await;
@@ -297,6 +302,15 @@ struct Whose {
     renews: Option<String>,
 }
 
+/// Who a session would be for, as far as it is known.
+#[derive(Default)]
+struct Peer {
+    /// What the certificate says, or the registry.
+    name: String,
+    /// The id of the device that the registry has under the certificate's key.
+    device: Option<String>,
+}
+
 #[derive(Default)]
 struct Asked {
     invitation: String,
@@ -310,28 +324,4 @@ fn malformed(error: &FrameError) -> Refused {
 fn internal(error: &crate::registry::RegistryError) -> Refusal {
     tracing::error!(event = "registry_failed", %error);
     Refusal::Internal
-}
-
-/// The security line (product contract 7.5). Only for peers whose address is validated.
-pub fn auth_failed(remote: SocketAddr, reason: &str, name: &str) {
-    tracing::warn!(
-        event = "auth_failed",
-        src = %remote.ip().to_canonical(),
-        port = remote.port(),
-        reason,
-        validated = "yes",
-        name = peer_text(name),
-    );
-}
-
-fn enrol_failed(remote: SocketAddr, reason: &str, asked: &Asked) {
-    tracing::warn!(
-        event = "enrol_failed",
-        src = %remote.ip().to_canonical(),
-        port = remote.port(),
-        reason,
-        validated = "yes",
-        invitation = asked.invitation,
-        name = peer_text(&asked.name),
-    );
 }

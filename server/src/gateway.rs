@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use culvert_tunnel::banned::Banned;
 use culvert_tunnel::device::linux::{OpenError, Tun};
 use culvert_tunnel::filter::Policy;
 use culvert_tunnel::routing::Routing;
@@ -23,6 +24,7 @@ use crate::config::{Config, ConfigError, Loaded};
 use crate::control_socket::{ControlSocket, Request, SocketError};
 use crate::conversation::Office;
 use crate::dns;
+use crate::door;
 use crate::firewall;
 use crate::forwarding::{Forwarding, ForwardingError};
 use crate::interface::{Netlink, NetlinkError, Overlap, check_overlap};
@@ -185,12 +187,17 @@ async fn serve(
     let host = Host::change(&config, &settings, state)?;
     firewall::warn(&config, &settings);
 
-    let routing = Routing::default();
+    let (routing, banned) = (Routing::default(), Banned::default());
     let policy = Arc::new(policy(&config, &settings));
     let configs = sockets.into_iter().zip(tuns).map(|(socket, tun)| ShardConfig {
         socket,
         device: Some(tun),
-        role: Role::Gateway { transport: transport.clone(), routing: routing.clone(), policy: Arc::clone(&policy) },
+        role: Role::Gateway {
+            transport: transport.clone(),
+            routing: routing.clone(),
+            policy: Arc::clone(&policy),
+            banned: banned.clone(),
+        },
         cids: cids.clone(),
     });
     let running = shard::spawn(configs.collect())?;
@@ -219,7 +226,10 @@ async fn serve(
     let (asked, requests) = mpsc::channel(REQUESTS);
     let selfcheck = selfcheck::watch(Arc::new(config.clone()), settings.clone());
     let watchdog = watchdog::watch(asked.clone(), handles.clone(), settings.endpoint.with_port(settings.port));
-    let office = Arc::new(Office { registry: registry.clone(), authority: Arc::new(authority), config, settings, dns });
+    let door = door::open(config.bans.clone(), state.root(), banned, handles.clone());
+    let registry = registry.clone();
+    let authority = Arc::new(authority);
+    let office = Arc::new(Office { registry, authority, config, settings, dns, door: door.clone() });
     let reload = asked.clone();
     let stop = async {
         let signal = loop {
@@ -251,6 +261,7 @@ async fn serve(
         () = selfcheck => Err(LoopError::ShardGone), // nor this
     };
     drop(control);
+    door.stop().await;
     for thread in threads {
         // A thread that hangs must not keep the host changed; it ends with the process.
         if thread.is_finished() && thread.join().is_err() {

@@ -4,6 +4,9 @@
 //! `event=` and has its fields in the order in which they were written, so that the security line
 //! is always the same: `event=auth_failed src=.. port=.. reason=.. validated=yes name=".."`.
 
+mod addresses;
+mod file;
+
 use std::fmt::{self, Write as _};
 use std::io::IsTerminal;
 use std::sync::OnceLock;
@@ -20,40 +23,80 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry, reload};
 
-use crate::config::LogFormat;
+use crate::config::{Config, LogFormat};
 
-/// Starts logging to standard error. Only the first call has an effect.
-pub fn start(format: LogFormat, level: Targets) {
-    let (level, handle) = reload::Layer::new(without_noise(level));
+pub use addresses::{Addresses, network, port, set_addresses, src};
+use file::LogFile;
+pub use file::LogFileError;
+
+/// Starts logging as `[log]` says, to standard error and to a file when there is one. Only the first call has
+/// an effect.
+///
+/// # Errors
+/// [`LogFileError`]; nothing is logged then.
+pub fn start(config: &Config) -> Result<(), LogFileError> {
+    let file = config.log_file.as_deref().map(LogFile::open).transpose()?;
+    set_addresses(config.log_addresses);
+    let (level, handle) = reload::Layer::new(quiet(config));
     let journald = std::env::var_os("JOURNAL_STREAM").is_some();
-    let json = match format {
+    let json = match config.log_format {
         LogFormat::Json => true,
         LogFormat::Text => false,
         LogFormat::Auto => !journald && !std::io::stderr().is_terminal(),
     };
     let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
-    let layer = if json {
+    let mut layers = vec![if json {
         layer.json().flatten_event(true).with_target(false).boxed()
     } else {
         layer.event_format(Lines { journald }).boxed()
-    };
-    if Registry::default().with(layer.with_filter(without_names(level))).try_init().is_ok() {
-        let _ = LEVEL.set(handle); // the first call was the only one to get here
+    }];
+    if let Some(file) = &file {
+        let own = file.clone();
+        let layer = tracing_subscriber::fmt::layer().with_writer(move || own.clone());
+        // A file is for people and fail2ban unless somebody wants JSON.
+        layers.push(if config.log_format == LogFormat::Json {
+            layer.json().flatten_event(true).with_target(false).boxed()
+        } else {
+            layer.event_format(Lines { journald: false }).boxed()
+        });
+    }
+    if Registry::default().with(layers.with_filter(without_names(level))).try_init().is_ok() {
+        // The first call was the only one to get here.
+        let _ = LEVEL.set(handle);
+        let _ = file.map(|file| FILE.set(file));
+    }
+    Ok(())
+}
+
+/// What `[log]` says now; a new format or file waits for a restart. Nothing happens before [`start`].
+pub fn reconfigure(config: &Config) {
+    set_addresses(config.log_addresses);
+    if let Some(handle) = LEVEL.get() {
+        let _ = handle.reload(quiet(config)); // the subscriber lives as long as the process
     }
 }
 
-/// What is logged from now on; nothing happens before [`start`].
-pub fn set_level(level: Targets) {
-    if let Some(handle) = LEVEL.get() {
-        let _ = handle.reload(without_noise(level)); // the subscriber lives as long as the process
+/// Opens the log's file again, which logrotate has moved away. Nothing happens when there is none.
+pub fn reopen() {
+    if let Some(Err(error)) = FILE.get().map(LogFile::reopen) {
+        tracing::error!(event = "log_not_reopened", %error, "the old file is still in use");
     }
 }
+
+static FILE: OnceLock<LogFile> = OnceLock::new();
 
 static LEVEL: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();
 
-/// Without a line for each old token of a client that comes back, which then gets a Retry: many, and nothing to do.
-fn without_noise(level: Targets) -> Targets {
-    level.with_target("quinn_proto::bloom_token_log", LevelFilter::ERROR)
+/// Without a line for each old token of a client that comes back, which then gets a Retry: many, and nothing to
+/// do. QUIC's own lines have addresses in them, so nobody gets to see those when addresses are not told.
+fn quiet(config: &Config) -> Targets {
+    let level = config.log_level.clone().with_target("quinn_proto::bloom_token_log", LevelFilter::ERROR);
+    match config.log_addresses {
+        Addresses::Full => level,
+        Addresses::Prefix | Addresses::None => {
+            QUIC.iter().fold(level, |level, target| level.with_target(*target, LevelFilter::ERROR))
+        }
+    }
 }
 
 /// hickory writes the names that clients look up, some of them as warnings. Whom somebody wants to reach is his own
@@ -61,6 +104,8 @@ fn without_noise(level: Targets) -> Targets {
 fn without_names<S>(level: impl Filter<S>) -> impl Filter<S> {
     level.and(filter_fn(|line| !line.target().starts_with("hickory_")))
 }
+/// Crates that log whole addresses.
+const QUIC: [&str; 2] = ["quinn_proto", "quinn_udp"];
 
 /// Longest text from a peer in a log line, in bytes.
 const PEER_TEXT_MAX: usize = 64;
@@ -135,7 +180,8 @@ impl Fields {
         }
         let plain = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'"' | b'=' | b'\\');
         // `name` is what a peer wrote: always in quotes, always escaped.
-        let bare = name != "name" && !value.is_empty() && value.bytes().all(plain);
+        let bare = name != "name" && !value.is_empty() && value.bytes().all(plain)
+            || name == "actor" && value.bytes().all(|byte| plain(byte) || byte == b'=');
         // Writing to a String cannot fail.
         let _ = if bare { write!(self.text, "{name}={value}") } else { write!(self.text, "{name}={value:?}") };
     }

@@ -110,6 +110,11 @@ enum Command {
         #[command(subcommand)]
         command: Sessions,
     },
+    /// Whom the gateway does not listen to
+    Bans {
+        #[command(subcommand)]
+        command: admin::bans::Command,
+    },
     /// The certificate authority: what it is, and a backup of it with the registry
     Ca {
         #[command(subcommand)]
@@ -117,6 +122,14 @@ enum Command {
     },
     /// The running gateway as a whole
     Status {
+        /// One JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Why a device or a user cannot connect, and the command that repairs it
+    Why {
+        /// A user, user/device, a device's name or its id
+        name: String,
         /// One JSON object
         #[arg(long)]
         json: bool,
@@ -331,6 +344,7 @@ fn take_owners_rights(cli: &Cli) -> anyhow::Result<()> {
         | Command::Devices { .. }
         | Command::Ca { .. }
         | Command::Doctor { .. }
+        | Command::Why { .. }
         | Command::Preflight { .. }
         | Command::Sessions { command: Sessions::Kick { .. } } => {}
         _ => return Ok(()),
@@ -387,10 +401,18 @@ async fn execute(cli: Cli) -> anyhow::Result<String> {
             Sessions::Kick { which, json } => admin::devices::kick(&config(place)?, &which.which(), json).await?,
         },
         Command::Ca { command } => ca(place, command).await?,
+        Command::Bans { command } => {
+            let (text, note) = admin::bans::execute(&config(place)?, command)?;
+            if let Some(note) = note {
+                eprintln!("note: {note}");
+            }
+            text
+        }
         Command::Status { json } => lists::status(&config(place)?, json)?,
+        Command::Why { name, json } => admin::why::why(&config(place)?, &name, json).await?,
         Command::Run { init } => {
             let loaded = load(place, None, Named::MustExist)?;
-            log::start(loaded.config.log_format, loaded.config.log_level.clone());
+            log::start(&loaded.config).map_err(AdminError::from)?;
             owner::check(&loaded.config.state_dir).map_err(AdminError::from)?;
             if init {
                 first_run::init_if_empty(&loaded).await?;
@@ -409,7 +431,7 @@ async fn execute(cli: Cli) -> anyhow::Result<String> {
         }
         Command::Cleanup => {
             let config = config(place)?;
-            log::start(config.log_format, config.log_level.clone());
+            log::start(&config).map_err(AdminError::from)?;
             let undone = gateway::cleanup(&config).map_err(AdminError::from)?;
             if undone { "Undid what a gateway left on this host.\n".into() } else { "Nothing to undo.\n".into() }
         }

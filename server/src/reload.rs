@@ -12,7 +12,8 @@ const LIVE: &[(&str, &[&str])] = &[
     ("network", &["isolation"]),
     ("push", &["routes", "excluded_routes", "dns", "domains"]),
     ("limits", &["devices_per_user", "handshakes_per_second", "rate"]),
-    ("log", &["level"]),
+    ("log", &["level", "addresses"]),
+    ("bans", &["failures", "window", "duration", "exempt"]),
     ("auth", &["rechallenge", "device_lifetime"]),
 ];
 
@@ -64,6 +65,8 @@ pub fn merge(old: &Config, new: &Config) -> Config {
         devices_per_user: new.devices_per_user,
         handshakes_per_second: new.handshakes_per_second,
         log_level: new.log_level.clone(),
+        log_addresses: new.log_addresses,
+        bans: new.bans.clone(),
         rechallenge: new.rechallenge,
         device_lifetime: new.device_lifetime,
         ..old.clone()

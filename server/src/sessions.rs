@@ -28,8 +28,9 @@ use crate::admit::{self, Rates};
 use crate::challenges::Challenges;
 use crate::changes::{self, Changes, Poke};
 use crate::control_socket::{Asked, Request, Response, SessionInfo, ShardInfo, StatusInfo};
-use crate::conversation::{Admission, Conversation, FRAMES, Office, auth_failed};
+use crate::conversation::{Admission, Conversation, FRAMES, Office};
 use crate::leaf::Leaf;
+use crate::log::{port, reopen, src};
 use crate::registry::{Device, Registry, RegistryError, Seen};
 use crate::reload::{Judged, Reloader};
 use crate::times::rfc3339;
@@ -208,14 +209,15 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
                     tracing::info!(
                         event = "path_changed",
                         device = session.device.name,
-                        src = %remote.ip().to_canonical(),
-                        port = remote.port(),
+                        src = src(remote.ip()),
+                        port = port(remote),
                     );
                     session.remote = remote;
+                    self.office.door.moved(link, remote).await;
                 }
             }
             Event::Closed { link, down, remote, established, stats } => {
-                self.on_closed(link, &down, remote, established, &stats);
+                self.on_closed(link, &down, remote, established, &stats).await;
             }
             // A gateway sends no echoes, follows no MTU of its own, and `run` takes the last.
             Event::Echo { .. } | Event::InnerMtu { .. } | Event::Sending { .. } | Event::DeviceGone { .. } => {}
@@ -320,8 +322,8 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
         self.send(link, &FromServer::Welcome(welcome)).await;
         tracing::info!(
             event = "session_open",
-            src = %seen_as.ip(),
-            port = seen_as.port(),
+            src = src(remote.ip()),
+            port = port(remote),
             user = device.user,
             device = device.name,
             device_id = device.id,
@@ -329,6 +331,7 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
             client = crate::log::peer_text(&hello.client),
         );
         self.note(&device);
+        self.office.door.opened(link, remote, &device.id).await;
         let messages = Bucket::new(MESSAGES_PER_SECOND, MESSAGES_PER_SECOND);
         self.challenges.admit(link, Instant::now(), random());
         let since = OffsetDateTime::now_utc();
@@ -343,10 +346,11 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
         let _ = shard.send(Command::Close { link: older, code: Close::Replaced, reason }).await; // see `run`
     }
 
-    fn on_closed(&mut self, link: LinkId, down: &Down, remote: SocketAddr, established: bool, stats: &LinkStats) {
+    async fn on_closed(&mut self, link: LinkId, down: &Down, remote: SocketAddr, established: bool, stats: &LinkStats) {
         match self.links.remove(&link) {
             Some(Link::Open(session)) => {
                 self.challenges.forget(link);
+                self.office.door.closed(link).await;
                 let Session { device, since, .. } = *session;
                 if self.devices.get(&device.id) == Some(&link) {
                     self.devices.remove(&device.id);
@@ -355,8 +359,8 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
                 *self.ended.entry(down.word().to_owned()).or_default() += 1;
                 tracing::info!(
                     event = "session_close",
-                    src = %remote.ip().to_canonical(),
-                    port = remote.port(),
+                    src = src(remote.ip()),
+                    port = port(remote),
                     user = device.user,
                     device = device.name,
                     device_id = device.id,
@@ -367,8 +371,10 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
                 );
             }
             Some(Link::Talking { .. } | Link::Closing) => {}
-            None if !established && is_validated_refusal(down) => auth_failed(remote, down.word(), ""),
-            None => tracing::debug!(%remote, reason = down.word(), "no handshake"),
+            None if !established && is_validated_refusal(down) => {
+                self.office.door.session_refused(remote, down.word(), "", None);
+            }
+            None => tracing::debug!(src = src(remote.ip()), reason = down.word(), "no handshake"),
         }
     }
 
@@ -417,11 +423,15 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
             Request::Alive => Response::Alive { sessions: self.devices.len() },
             Request::Sessions => self.tell_sessions().await,
             Request::Status => self.tell_status().await,
+            Request::Bans | Request::BanAdd { .. } | Request::BanRemove { .. } | Request::History { .. } => {
+                return self.office.door.answer(request, reply).await;
+            }
         };
         let _ = reply.send(response); // the asker may have gone
     }
 
     async fn tell_reload(&mut self) -> Response {
+        reopen();
         match self.reload().await {
             Ok(Judged { applied, needs_restart }) => {
                 let (now, later) = (applied.join(" "), needs_restart.join(" "));

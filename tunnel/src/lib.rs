@@ -18,9 +18,10 @@
 //! [`control`], devices enrol with those of [`enrol`], and end with a code of [`close`].
 //!
 //! Pure files (bytes and `now` in, bytes out): `packet filter bucket ecn icmp mss segment pieces control enrol
-//! close identity invitation routing` and `shard::engine`. Files that touch the world: `device`,
+//! close identity invitation routing banned` and `shard::engine`. Files that touch the world: `device`,
 //! `socket`, `shard`, `shard::waker`.
 
+pub mod banned;
 pub mod bucket;
 pub mod checksum;
 pub mod close;

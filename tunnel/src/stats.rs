@@ -97,6 +97,8 @@ pub struct ShardStats {
     pub datagrams_out: u64,
     /// Datagrams that belong to no connection and open none.
     pub datagrams_foreign: u64,
+    /// Datagrams of banned addresses that would have opened a connection, or belong to one that is not open yet.
+    pub datagrams_banned: u64,
     /// Handshakes begun by peers.
     pub handshakes: u64,
     /// Handshakes answered with a Retry first.

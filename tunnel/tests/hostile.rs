@@ -68,6 +68,30 @@ fn a_link_that_ends_while_its_path_is_doubted_wakes_nobody() {
 }
 
 #[test]
+fn a_banned_address_begins_nothing_and_its_open_session_goes_on() {
+    let mut pair = Pair::connected();
+    let before = pair.gateway_shard_stats();
+    pair.banned.replace(["192.0.2.0/24".parse().unwrap()]);
+    pair.client_sends(&ipv4(CLIENT.ipv4, INTERNET, 1200, true));
+    pair.run_for(Duration::from_secs(1));
+    assert_eq!(pair.gateway_host().len(), 1, "the open session carries packets");
+
+    let link = pair.client_link();
+    let now = pair.now();
+    pair.client().close(now, link, Close::Goodbye, String::new());
+    pair.run_for(Duration::from_secs(5));
+    pair.dial();
+    pair.run_for(Duration::from_secs(2));
+    let after = pair.gateway_shard_stats();
+    assert!(after.datagrams_banned >= 2, "the client asked more than once: {}", after.datagrams_banned);
+    assert_eq!((after.handshakes, after.retries), (before.handshakes, before.retries));
+
+    pair.banned.replace([]);
+    pair.run_for(Duration::from_secs(5));
+    assert!(pair.gateway_shard_stats().handshakes > before.handshakes, "no longer banned, it begins");
+}
+
+#[test]
 fn one_slow_client_holds_up_a_gateway_shortly_and_seldom() {
     let mut pair = Pair::connected();
     pair.run_for(Duration::from_secs(2));

@@ -9,6 +9,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use culvert_tunnel::banned::Banned;
 use culvert_tunnel::control;
 use culvert_tunnel::device::memory::{self, Host, MemoryDevice};
 use culvert_tunnel::filter::Policy;
@@ -195,7 +196,12 @@ fn gateway(keys: &Keys) -> (RunningShard<MemoryDevice>, Host, SocketAddr) {
         gateway: vec![GATEWAY.ipv4.into()],
         isolation: true,
     };
-    let role = Role::Gateway { transport: keys.server.clone(), routing: Routing::default(), policy: Arc::new(policy) };
+    let role = Role::Gateway {
+        transport: keys.server.clone(),
+        routing: Routing::default(),
+        policy: Arc::new(policy),
+        banned: Banned::default(),
+    };
     let config = ShardConfig { socket, device: Some(device), role, cids: CidKey::random() };
     (spawn(vec![config]).unwrap().pop().unwrap(), host, address)
 }

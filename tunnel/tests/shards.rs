@@ -8,6 +8,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use culvert_tunnel::banned::Banned;
 use culvert_tunnel::close::Close;
 use culvert_tunnel::device::memory::{self, Host, MemoryDevice};
 use culvert_tunnel::filter::{Lease, Policy};
@@ -90,8 +91,12 @@ impl Gateway {
             gateway: vec![Ipv4Addr::new(100, 77, 3, 1).into()],
             isolation: true,
         };
-        let role =
-            Role::Gateway { transport: keys.server.clone(), routing: Routing::default(), policy: Arc::new(policy) };
+        let role = Role::Gateway {
+            transport: keys.server.clone(),
+            routing: Routing::default(),
+            policy: Arc::new(policy),
+            banned: Banned::default(),
+        };
         let cids = CidKey::random();
         let shared = SocketOptions { reuse_port: true, ..SocketOptions::default() };
         let mut address: SocketAddr = "127.0.0.1:0".parse().unwrap();

@@ -114,6 +114,14 @@ keys! {
     [log]
     format: Text = r#""auto""#, "text, json, or auto: text on a terminal, else json.";
     level: Text = r#""info""#, "error, warn, info, debug, trace, or per-module directives.";
+    addresses: Text = r#""full""#, "What is logged of clients' addresses: full (fail2ban needs it), prefix (/24, IPv6 /48) or none.";
+    file: Text = r#""""#, "Also log into this file; for machines without a journal.";
+
+    [bans]
+    failures: Number = "10", "So many failed logins at once from one address (IPv6: /64) without a session ban it; 0 bans nobody.";
+    window: Text = r#""5m""#, "In so long as many failures are forgiven.";
+    duration: Text = r#""10m""#, "Of a first ban; each one after it is twice as long, up to 24h.";
+    exempt: List = "[]", "Addresses and networks that are never banned for failures.";
 
     [state]
     dir: Text = r#""/var/lib/culvert-server""#, "Keys, certificates and the registry. Back this up.";

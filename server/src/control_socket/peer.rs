@@ -12,6 +12,8 @@ use std::path::Path;
 
 use tokio::net::UnixStream;
 
+use crate::audit::{self, Via};
+
 /// The group whose members administer the gateway.
 const GROUP: &str = "culvert-server";
 
@@ -33,6 +35,11 @@ pub(super) fn may_ask(stream: &UnixStream, socket: &Path) -> bool {
     }
     let Ok(group) = fs::metadata(socket).map(|socket| socket.gid()) else { return false };
     peer.gid() == group || supplementary_groups(stream).contains(&group)
+}
+
+/// Who the caller is, for the audit.
+pub(super) fn actor(stream: &UnixStream) -> String {
+    stream.peer_cred().map_or_else(|_| "unknown".to_owned(), |peer| audit::actor(peer.uid(), Via::Socket))
 }
 
 /// The caller's groups at the same moment (`SO_PEERGROUPS`, Linux 4.13). Not from `/proc`: the unit's

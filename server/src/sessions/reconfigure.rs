@@ -44,9 +44,11 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
             config,
             settings,
             dns: old.dns.clone(),
+            door: old.door.clone(),
         });
         let Office { config, settings, .. } = &*self.office;
-        log::set_level(config.log_level.clone());
+        log::reconfigure(config);
+        old.door.configure(config.bans.clone()).await;
         if config.handshakes_per_second != old.config.handshakes_per_second {
             self.rates = config.handshakes_per_second.map(Rates::new);
         }

@@ -11,9 +11,9 @@ use culvert_tunnel::identity::{self, DeviceId, IdentityError, Pin};
 use culvert_tunnel::shard::mailbox::{Command, LinkId};
 use time::OffsetDateTime;
 
-use super::{Link, Sessions};
+use super::{Link, Session, Sessions};
 use crate::challenges::{Act, NONCE_BYTES};
-use crate::conversation::{Office, auth_failed};
+use crate::conversation::Office;
 use crate::registry::{Certificate, Device, Registry, RegistryError};
 
 /// How long a session waits between two new certificates.
@@ -100,7 +100,13 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
 
     async fn challenge_failed(&mut self, link: LinkId, reason: &str) {
         if let Some(Link::Open(session)) = self.links.get(&link) {
-            auth_failed(session.remote, Close::ChallengeFailed.word(), &session.device.name);
+            let Session { device, remote, .. } = &**session;
+            self.office.door.session_refused(
+                *remote,
+                Close::ChallengeFailed.word(),
+                &device.name,
+                Some(device.id.clone()),
+            );
         }
         self.close(link, Close::ChallengeFailed, reason).await;
     }

@@ -88,8 +88,14 @@ impl Gateway {
     }
 
     pub fn start(&self) {
+        self.start_with(&[]);
+    }
+
+    /// Starts it with these variables besides.
+    pub fn start_with(&self, environment: &[(&str, &str)]) {
         let log = std::fs::File::options().create(true).append(true).open(self.log_path()).unwrap();
-        let child = self.command(&["run"]).stdin(Stdio::null()).stderr(log).spawn().unwrap();
+        let mut command = self.command(&["run"]);
+        let child = command.envs(environment.iter().copied()).stdin(Stdio::null()).stderr(log).spawn().unwrap();
         *self.child.lock().unwrap() = Some(child);
         let deadline = Instant::now() + Duration::from_secs(10);
         while !self.run(&["status"]).status.success() {
@@ -200,7 +206,7 @@ impl Gateway {
         alpn: &[u8],
         identity: Option<(&Vec<Vec<u8>>, &DeviceKey)>,
     ) -> Result<Connection, ConnectionError> {
-        self.dial(alpn, "127.0.0.1", identity).await
+        dial(&self.endpoint(Ipv4Addr::LOCALHOST, alpn, identity), "127.0.0.1").await
     }
 
     /// As [`Self::connect`] for enrolment, to a gateway that must show a certificate for this name.
@@ -209,15 +215,16 @@ impl Gateway {
         name: &str,
         identity: Option<(&Vec<Vec<u8>>, &DeviceKey)>,
     ) -> Result<Connection, ConnectionError> {
-        self.dial(b"culvert-enrol/1", name, identity).await
+        dial(&self.endpoint(Ipv4Addr::LOCALHOST, b"culvert-enrol/1", identity), name).await
     }
 
-    async fn dial(
+    /// Where connections from this address of the loopback network begin.
+    pub fn endpoint(
         &self,
+        from: Ipv4Addr,
         alpn: &[u8],
-        name: &str,
         identity: Option<(&Vec<Vec<u8>>, &DeviceKey)>,
-    ) -> Result<Connection, ConnectionError> {
+    ) -> quinn::Endpoint {
         let mut roots = rustls::RootCertStore::empty();
         roots.add(self.authority().certificate_der().clone()).unwrap();
         let builder =
@@ -235,18 +242,27 @@ impl Gateway {
         };
         tls.alpn_protocols = vec![alpn.to_vec()];
         let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(tls).unwrap();
-        let mut endpoint = quinn::Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
+        let mut endpoint = quinn::Endpoint::client(SocketAddr::new(from.into(), 0)).unwrap();
         endpoint.set_default_client_config(quinn::ClientConfig::new(Arc::new(crypto)));
-        endpoint.connect(LISTEN.parse::<SocketAddr>().unwrap(), name).unwrap().await
+        endpoint
     }
 
     pub async fn enrol(&self, invitation: &Invitation) -> Result<Device, EnrolError> {
         let connection = self.connect(b"culvert-enrol/1", None).await.unwrap();
+        self.enrol_over(&connection, invitation, "laptop").await
+    }
+
+    pub async fn enrol_over(
+        &self,
+        connection: &Connection,
+        invitation: &Invitation,
+        name: &str,
+    ) -> Result<Device, EnrolError> {
         let mut exporter = [0; 32];
         connection.export_keying_material(&mut exporter, b"EXPORTER-culvert/1", b"").unwrap();
         let key = DeviceKey::generate().unwrap();
-        let (mut enrollee, begin) = Enrollee::start(invitation, &key, "laptop", "linux", exporter).unwrap();
-        let mut talk = Talk::open(&connection).await;
+        let (mut enrollee, begin) = Enrollee::start(invitation, &key, name, "linux", exporter).unwrap();
+        let mut talk = Talk::open(connection).await;
         talk.send(&begin).await;
         loop {
             match enrollee.on_message(talk.receive().await)? {
@@ -269,6 +285,11 @@ impl Gateway {
             other => panic!("{other:?}"),
         }
     }
+}
+
+/// A connection to the gateway, which must show a certificate for this name.
+pub fn dial(endpoint: &quinn::Endpoint, name: &str) -> quinn::Connecting {
+    endpoint.connect(LISTEN.parse().unwrap(), name).unwrap()
 }
 
 /// Frames on one stream.

@@ -18,6 +18,7 @@ use quinn_proto::{
     ConnectionHandle, DatagramEvent, EcnCodepoint, Endpoint, EndpointConfig, EndpointEvent, Incoming, Transmit,
 };
 
+use crate::banned::Banned;
 use crate::bucket::Bucket;
 use crate::close::Down;
 use crate::device::Offload;
@@ -54,6 +55,8 @@ pub enum Role {
         routing: Routing,
         /// Which packets may cross.
         policy: Arc<Policy>,
+        /// Who may not begin a connection, shared by all shards.
+        banned: Banned,
     },
 }
 
@@ -153,6 +156,15 @@ impl Engine {
             // One version is spoken here. Answering strangers with a list of versions would only
             // tell a scanner that somebody is home (RFC 9000 section 6 leaves it to us).
             self.stats.datagrams_foreign += 1;
+            return;
+        }
+        if is_long_header(&payload)
+            && let Role::Gateway { banned, .. } = &self.role
+            && banned.contains(remote.ip())
+        {
+            // Before anything is decrypted. Open sessions send no long headers.
+            self.stats.datagrams_in += 1;
+            self.stats.datagrams_banned += 1;
             return;
         }
         if self.shards > 1

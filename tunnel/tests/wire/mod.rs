@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::BytesMut;
+use culvert_tunnel::banned::Banned;
 use culvert_tunnel::close::Close;
 use culvert_tunnel::filter::{Lease, Policy};
 use culvert_tunnel::identity::{Authority, Credential, DeviceId, DeviceKey};
@@ -106,6 +107,8 @@ pub struct Pair {
     sequence: u64,
     random: u32,
     strangers: usize,
+    /// Of the gateway.
+    pub banned: Banned,
     pub latency: Duration,
     pub loss_percent: u32,
     pub reorder: bool,
@@ -120,12 +123,18 @@ pub struct Pair {
 impl Pair {
     pub fn new() -> Self {
         let keys = keys();
+        let banned = Banned::default();
         let policy = Policy {
             networks: vec!["100.77.3.0/24".parse().unwrap(), "fd4e:9a1c::/64".parse().unwrap()],
             gateway: vec![GATEWAY.ipv4.into(), GATEWAY.ipv6.unwrap().into()],
             isolation: true,
         };
-        let gateway = Role::Gateway { transport: keys.server, routing: Routing::default(), policy: Arc::new(policy) };
+        let gateway = Role::Gateway {
+            transport: keys.server,
+            routing: Routing::default(),
+            policy: Arc::new(policy),
+            banned: banned.clone(),
+        };
         Self {
             client: End::new(Role::Client, "192.0.2.1:40000", 1),
             gateway: End::new(gateway, "203.0.113.7:443", 2),
@@ -135,6 +144,7 @@ impl Pair {
             sequence: 0,
             random: 7,
             strangers: 0,
+            banned,
             latency: Duration::from_millis(10),
             loss_percent: 0,
             reorder: false,

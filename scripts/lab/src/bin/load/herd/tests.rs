@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::BytesMut;
+use culvert_tunnel::banned::Banned;
 use culvert_tunnel::control::{FromClient, Refused, Welcome};
 use culvert_tunnel::filter::{Lease, Policy};
 use culvert_tunnel::identity::{Authority, Credential, DeviceId, DeviceKey};
@@ -81,7 +82,12 @@ impl Bench {
         let ca = authority.certificate_der();
         let transport = ServerTransport::new(ca, leaf.chain().to_vec(), leaf.private_key(), Tuning::default()).unwrap();
         let policy = Policy { networks: vec!["100.64.0.0/16".parse().unwrap()], gateway: vec![], isolation: true };
-        let role = Role::Gateway { transport, routing: Routing::default(), policy: Arc::new(policy) };
+        let role = Role::Gateway {
+            transport,
+            routing: Routing::default(),
+            policy: Arc::new(policy),
+            banned: Banned::default(),
+        };
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         socket.set_nonblocking(true).unwrap();
         let sources = "127.98.0.0/16".parse().unwrap(); // all of 127.0.0.0/8 is local
