@@ -104,6 +104,9 @@ pub enum AdminError {
     /// The registry was changed, but a running gateway was not told.
     #[error("the registry was changed, but the running gateway was not told and sees it a second later: {0}")]
     StillOpen(AskError),
+    /// Clients are not served.
+    #[error("the gateway runs but is not ready: {0}; culvert-server doctor says more")]
+    NotReady(String),
     /// `doctor` found something.
     #[error("a check failed; see above")]
     CheckFailed,
@@ -255,6 +258,38 @@ pub fn reload(config: &Config, as_json: bool) -> Result<String, AdminError> {
         text.push_str(&format!("After a restart: {}\n", needs_restart.join(", ")));
     }
     Ok(text)
+}
+
+/// `health`: whether the running gateway answers, or with `ready` serves clients.
+///
+/// # Errors
+/// [`AdminError::NotReady`] with what failed; [`AdminError::Ask`] when no gateway answers.
+pub fn health(config: &Config, ready: bool, as_json: bool) -> Result<String, AdminError> {
+    let failed = if ready {
+        match ask(&config.control_socket, &Request::Ready)? {
+            Response::Ready { failed } => failed,
+            _ => Vec::new(), // not to this request
+        }
+    } else {
+        ask(&config.control_socket, &Request::Alive)?;
+        Vec::new()
+    };
+    if !failed.is_empty() {
+        return Err(AdminError::NotReady(failed.join(", ")));
+    }
+    let word = if ready { "ready" } else { "alive" };
+    Ok(if as_json { lists::line(&serde_json::json!({ "schema": SCHEMA, word: true })) } else { format!("{word}\n") })
+}
+
+/// `metrics`: what a scrape would tell, also when no port is open for scrapers.
+///
+/// # Errors
+/// [`AdminError::Ask`] when no gateway answers.
+pub fn metrics(config: &Config) -> Result<String, AdminError> {
+    match ask(&config.control_socket, &Request::Scrape)? {
+        Response::Metrics { text } => Ok(text),
+        _ => Ok(String::new()), // not to this request
+    }
 }
 
 /// Where a command's state is.

@@ -44,6 +44,8 @@ pub fn act(request: &Request) -> Option<(&'static str, String)> {
         Request::Sessions
         | Request::Status
         | Request::Alive
+        | Request::Ready
+        | Request::Scrape
         | Request::Changed
         | Request::Bans
         | Request::History { .. } => None,

@@ -90,6 +90,10 @@ pub struct Config {
     pub rechallenge: Option<Duration>,
     /// `auth.device_lifetime`.
     pub device_lifetime: Duration,
+    /// `metrics.listen`; `None` serves none.
+    pub metrics_listen: Option<SocketAddr>,
+    /// `metrics.devices`.
+    pub metrics_devices: bool,
 }
 
 /// What clients are told to do.
@@ -266,9 +270,11 @@ impl Config {
         let rate = read.text("limits", "rate", policies::RATE, policies::rate);
         let handshakes_per_second = read.number("limits", "handshakes_per_second", "0 (no limit) or more");
         let speedtests = read.number("limits", "speedtests", "0 (none) or more");
-        read.text("metrics", "listen", "\"\": this version serves no metrics yet", |text| {
-            text.is_empty().then_some(())
-        });
+        let metrics_listen =
+            read.text("metrics", "listen", "\"\" or an address and a port, such as \"127.0.0.1:9580\"", |text| {
+                or_empty(text, listen_address)
+            });
+        let metrics_devices = read.switch("metrics", "devices");
         let log_format = read.text("log", "format", "\"auto\", \"text\" or \"json\"", |text| match text {
             "auto" => Some(LogFormat::Auto),
             "text" => Some(LogFormat::Text),
@@ -340,6 +346,8 @@ impl Config {
             congestion: congestion?,
             rechallenge: rechallenge?,
             device_lifetime: device_lifetime?,
+            metrics_listen: metrics_listen?,
+            metrics_devices,
         })
     }
 }

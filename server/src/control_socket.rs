@@ -47,6 +47,10 @@ pub enum Request {
     },
     /// Whether the table of sessions is still looked after. Asks no shard.
     Alive,
+    /// Whether clients are served.
+    Ready,
+    /// Every metric.
+    Scrape,
     /// Who is not listened to.
     Bans,
     /// Do not listen to this prefix.
@@ -125,6 +129,16 @@ pub enum Response {
     Failed {
         /// Why, in one sentence.
         message: String,
+    },
+    /// To [`Request::Ready`].
+    Ready {
+        /// The checks that failed.
+        failed: Vec<String>,
+    },
+    /// To [`Request::Scrape`].
+    Metrics {
+        /// Prometheus' text format.
+        text: String,
     },
     /// To [`Request::Alive`].
     Alive {

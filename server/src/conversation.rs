@@ -27,6 +27,7 @@ use crate::config::Config;
 use crate::dns;
 use crate::door::Door;
 use crate::log::{port, src};
+use crate::metrics;
 use crate::registry::{Device, EnrolError, Enrolment, Registry};
 use crate::sessions::Proof;
 use crate::settings::Settings;
@@ -172,6 +173,7 @@ impl<R: Registry, D: Interface> Conversation<R, D> {
         let mut asked = Asked::default();
         match self.enrolment(&mut asked).await {
             Ok(device) => {
+                metrics::enrolment("ok");
                 tracing::info!(
                     event = "enrol_ok",
                     src = src(self.established.remote.ip()),

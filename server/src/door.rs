@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::bans::{self, Counts, Limits};
 use crate::control_socket::{Request, Response};
 use crate::log::{peer_text, port, src};
+use crate::metrics;
 
 pub use keeper::{BansFileError, NAME as FILE_NAME, read};
 pub use task::open;
@@ -61,6 +62,7 @@ impl Door {
     /// A session was refused, in TLS or after it. `device` is the id of a device that the registry knows.
     /// Only for peers whose address is validated.
     pub fn session_refused(&self, remote: SocketAddr, reason: &'static str, name: &str, device: Option<String>) {
+        metrics::refused(reason);
         let against = bans::counts(reason).then_some(reason);
         if against.is_some() || reason == "expired" {
             auth_failed(remote, reason, name);
@@ -79,6 +81,8 @@ impl Door {
 
     /// An enrolment was refused. Only for peers whose address is validated.
     pub fn enrolment_refused(&self, remote: SocketAddr, reason: &'static str, invitation: &str, name: &str) {
+        metrics::refused(reason);
+        metrics::enrolment("refused");
         // Who has no right invitation guesses; whoever uses one too late or twice had it.
         let against = matches!(reason, "invite_proof" | "invite_foreign").then_some("bad_invite");
         if let Some(against) = against {

@@ -21,16 +21,18 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::config::{Config, ConfigError, Loaded};
-use crate::control_socket::{ControlSocket, Request, SocketError};
+use crate::control_socket::{Asked, ControlSocket, Request, SocketError};
 use crate::conversation::Office;
 use crate::dns;
 use crate::door;
 use crate::firewall;
 use crate::forwarding::{Forwarding, ForwardingError};
+use crate::http::Http;
 use crate::interface::{Netlink, NetlinkError, Overlap, check_overlap};
 use crate::journal::{Journal, JournalError};
 use crate::leaf::{Leaf, LeafError};
 use crate::manager;
+use crate::metrics;
 use crate::nat::{self, Nat, NatError};
 use crate::registry::sqlite::SqliteRegistry;
 use crate::registry::{Device, Registry, RegistryError};
@@ -181,6 +183,7 @@ async fn serve(
     let shards = usize::from(config.shards.unwrap_or_else(automatic_shards));
     let sockets = bind(config.listen, shards)?;
     let control = ControlSocket::bind(&config.control_socket)?;
+    metrics::install();
     let tuns = Tun::open(&config.device, shards)?;
     // From here on the host changes; each value undoes its change when it is dropped.
     netlink.bring_up(&config.device, &settings.pool, config.mtu_bytes.unwrap_or(DEFAULT_MTU_BYTES)).await?;
@@ -221,6 +224,7 @@ async fn serve(
         threads.push(thread);
     }
     let speed = speed(&config, &settings).await;
+    let http = http(&config).await;
     let resolver = dns::start(&config, &mut settings, &registry);
     let dns = resolver.as_ref().map(dns::Forwarder::counters);
     let (asked, requests) = mpsc::channel(REQUESTS);
@@ -254,7 +258,8 @@ async fn serve(
     manager::ready();
     let outcome = tokio::select! {
         outcome = sessions => outcome,
-        () = control.serve(asked) => Err(LoopError::ShardGone), // never: it serves for ever
+        () = serve_http(http, asked.clone()) => Err(LoopError::ShardGone), // never: it serves for ever
+        () = control.serve(asked) => Err(LoopError::ShardGone), // neither does this end
         () = serve_speed(speed) => Err(LoopError::ShardGone), // neither does this end
         () = dns::serve(resolver) => Err(LoopError::ShardGone), // nor this
         () = watchdog => Err(LoopError::ShardGone), // nor this
@@ -282,6 +287,29 @@ async fn speed(config: &Config, settings: &Settings) -> Option<Speed> {
             tracing::warn!(event = "speedtest_unavailable", %error, "TCP port {} of the inner address", speed::PORT);
             None
         }
+    }
+}
+
+/// A gateway without it carries packets as well; a second one on this host has to have a port of its own.
+async fn http(config: &Config) -> Option<Http> {
+    let address = config.metrics_listen?;
+    match Http::bind(address).await {
+        Ok(http) => Some(http),
+        Err(error) => {
+            tracing::warn!(
+                event = "metrics_unavailable",
+                %error,
+                "no metrics at TCP {address}: set metrics.listen to a port that is free, or to \"\""
+            );
+            None
+        }
+    }
+}
+
+async fn serve_http(http: Option<Http>, asked: mpsc::Sender<Asked>) {
+    match http {
+        Some(http) => http.serve(asked).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -14,7 +14,7 @@ use crate::state::{StateDir, StateError};
 pub struct Leaf {
     state: StateDir,
     tuning: Tuning,
-    shown: Option<Pin>,
+    shown: Option<(Pin, SystemTime)>,
 }
 
 /// Why there is no certificate to show.
@@ -46,12 +46,18 @@ impl Leaf {
     ) -> Result<Option<ServerTransport>, LeafError> {
         let leaf = self.state.leaf(authority, &settings.leaf_names(), now)?;
         let pin = leaf.key().pin();
-        if self.shown == Some(pin) {
+        if self.shown.is_some_and(|(shown, _)| shown == pin) {
             return Ok(None);
         }
         let chain = leaf.chain().to_vec();
         let transport = ServerTransport::new(authority.certificate_der(), chain, leaf.private_key(), self.tuning)?;
-        self.shown = Some(pin);
+        let until = leaf.facts().map_or(now, |facts| facts.not_after);
+        self.shown = Some((pin, until));
         Ok(Some(transport))
+    }
+
+    /// When the one that is shown ends.
+    pub fn not_after(&self) -> Option<SystemTime> {
+        self.shown.map(|(_, until)| until)
     }
 }

@@ -146,6 +146,17 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Say whether the running gateway works
+    Health {
+        /// Whether clients are served, too: the registry, the interface, the firewall's table
+        #[arg(long)]
+        ready: bool,
+        /// One JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Every metric of the running gateway, as Prometheus reads it
+    Metrics,
     /// Look at everything that this gateway needs; each failed check says what repairs it
     Doctor {
         /// One JSON object
@@ -422,6 +433,8 @@ async fn execute(cli: Cli) -> anyhow::Result<String> {
             gateway::run(loaded, again).await.map_err(AdminError::from)?;
             String::new()
         }
+        Command::Health { ready, json } => admin::health(&config(place)?, ready, json)?,
+        Command::Metrics => admin::metrics(&config(place)?)?,
         Command::Doctor { json } => return diagnosed(&doctor::doctor(&config(place)?).await?, json),
         Command::Preflight { json } => return diagnosed(&doctor::preflight(&config(place)?).await?, json),
         Command::Reload { json } => admin::reload(&config(place)?, json)?,

@@ -15,6 +15,7 @@ use std::time::Duration;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::config::Config;
+use crate::metrics;
 use crate::nat;
 use crate::settings::Settings;
 
@@ -101,6 +102,11 @@ pub async fn watch(config: Arc<Config>, settings: Settings) {
     loop {
         ticks.tick().await;
         let findings = look(&config, &settings).await;
+        for check in [judge::TABLE, "forwarding", "uplink", "mtu"] {
+            let bad = |finding: &Finding| finding.check == check && finding.state == State::Fail;
+            metrics::selfcheck(check, !findings.iter().any(bad));
+        }
+        metrics::selfcheck("dns", settings.answers);
         for finding in &findings {
             let was_bad = bad.contains(&finding.check);
             match (finding.state, was_bad) {

@@ -2,6 +2,7 @@
 //! ask. One task owns the table of links; it never waits for a client.
 
 mod reconfigure;
+mod scrape;
 mod upkeep;
 
 pub use upkeep::Proof;
@@ -31,6 +32,7 @@ use crate::control_socket::{Asked, Request, Response, SessionInfo, ShardInfo, St
 use crate::conversation::{Admission, Conversation, FRAMES, Office};
 use crate::leaf::Leaf;
 use crate::log::{port, reopen, src};
+use crate::metrics::{self, Totals};
 use crate::registry::{Device, Registry, RegistryError, Seen};
 use crate::reload::{Judged, Reloader};
 use crate::times::rfc3339;
@@ -45,6 +47,8 @@ const NOTES: usize = 4096;
 const POKES: usize = 16;
 /// How often the age of the gateway's own certificate is looked at.
 const LEAF_EVERY: Duration = Duration::from_secs(6 * 3_600);
+/// How often the paths of open sessions are looked at for metrics.
+const SAMPLES_EVERY: Duration = Duration::from_secs(60);
 /// Messages a second that an open session may send; an honest client sends a few an hour.
 const MESSAGES_PER_SECOND: u32 = 20;
 /// How long the shards may take to say goodbye.
@@ -72,6 +76,9 @@ pub struct Sessions<R, D: Interface> {
     pokes: mpsc::Sender<Poke>,
     /// Sessions that have ended, by why.
     ended: BTreeMap<String, u64>,
+    /// What links that are gone have carried.
+    totals: Totals,
+    counted: scrape::Counted,
     started: OffsetDateTime,
 }
 
@@ -148,6 +155,8 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
             changes,
             pokes,
             ended: BTreeMap::new(),
+            totals: Totals::default(),
+            counted: scrape::Counted::default(),
             started: OffsetDateTime::now_utc(),
         })
     }
@@ -166,6 +175,7 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
             events.into_iter().map(|mut events| stream::poll_fn(move |context| events.poll_recv(context))).collect();
         tokio::pin!(stop);
         let mut leaf_due = tokio::time::interval(LEAF_EVERY);
+        let mut samples = tokio::time::interval(SAMPLES_EVERY);
         let outcome = loop {
             let due = self.challenges.poll_timeout();
             tokio::select! {
@@ -179,6 +189,7 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
                 Some(changes) = self.changes.recv() => self.on_changes(changes).await,
                 () = reached(due) => self.on_challenges_due().await,
                 _ = leaf_due.tick() => self.renew_leaf().await,
+                _ = samples.tick(), if self.office.config.metrics_listen.is_some() => self.sample().await,
                 Some((request, reply)) = asked.recv() => self.on_request(request, reply).await,
             }
         };
@@ -212,6 +223,7 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
                         src = src(remote.ip()),
                         port = port(remote),
                     );
+                    metrics::moved(session.remote.ip() != remote.ip());
                     session.remote = remote;
                     self.office.door.moved(link, remote).await;
                 }
@@ -226,6 +238,7 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
 
     async fn on_established(&mut self, established: Established) {
         let link = established.link;
+        metrics::handshake(established.handshake);
         let certificate = established.peer_chain.first().map(AsRef::as_ref);
         let too_fast = self.rates.as_mut().is_some_and(|rates| !rates.pass(certificate, Instant::now()));
         let place = Arc::clone(&self.conversations).try_acquire_owned();
@@ -347,6 +360,10 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
     }
 
     async fn on_closed(&mut self, link: LinkId, down: &Down, remote: SocketAddr, established: bool, stats: &LinkStats) {
+        self.totals.add(stats);
+        if !established {
+            metrics::handshake_failed(down.word());
+        }
         match self.links.remove(&link) {
             Some(Link::Open(session)) => {
                 self.challenges.forget(link);
@@ -357,6 +374,7 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
                 }
                 self.note(&device);
                 *self.ended.entry(down.word().to_owned()).or_default() += 1;
+                metrics::session_closed(down.word(), (OffsetDateTime::now_utc() - since).unsigned_abs());
                 tracing::info!(
                     event = "session_close",
                     src = src(remote.ip()),
@@ -411,6 +429,8 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
                 }
                 return; // without a reply the asker is told that it failed
             }
+            Request::Scrape => return self.scrape(reply).await,
+            Request::Ready => return self.tell_ready(reply),
             Request::Reload => self.tell_reload().await,
             Request::Kick { devices } => {
                 let mut sessions = 0;
@@ -435,10 +455,12 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
         match self.reload().await {
             Ok(Judged { applied, needs_restart }) => {
                 let (now, later) = (applied.join(" "), needs_restart.join(" "));
+                metrics::reloaded(true);
                 tracing::info!(event = "config_reloaded", applied = now, needs_restart = later);
                 Response::Reloaded { applied, needs_restart }
             }
             Err(error) => {
+                metrics::reloaded(false);
                 tracing::error!(event = "config_invalid", %error);
                 Response::NotReloaded { message: error.to_string() }
             }
@@ -452,19 +474,6 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
         true
     }
 
-    /// The counters of all shards, and of every link.
-    async fn inspect(&self) -> (Vec<ShardInfo>, HashMap<LinkId, LinkStats>) {
-        let mut shards = Vec::new();
-        let mut links = HashMap::new();
-        for shard in &self.shards {
-            if let Ok(inspection) = shard.inspect().await {
-                shards.push(ShardInfo::from(&inspection.shard));
-                links.extend(inspection.links);
-            }
-        }
-        (shards, links)
-    }
-
     fn open(&self) -> impl Iterator<Item = (LinkId, &Session)> {
         self.links.iter().filter_map(|(link, state)| match state {
             Link::Open(session) => Some((*link, &**session)),
@@ -473,7 +482,7 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
     }
 
     async fn tell_sessions(&self) -> Response {
-        let (_, stats) = self.inspect().await;
+        let (_, stats) = self.look().await;
         let mut sessions: Vec<SessionInfo> =
             self.open().map(|(link, session)| session.info(stats.get(&link))).collect();
         sessions.sort_by(|a, b| (&a.user, &a.device).cmp(&(&b.user, &b.device)));
@@ -481,7 +490,7 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
     }
 
     async fn tell_status(&self) -> Response {
-        let (shards, _) = self.inspect().await;
+        let (shards, _) = self.look().await;
         let Office { config, settings, dns, .. } = &*self.office;
         let pool = settings.pool;
         Response::Status(Box::new(StatusInfo {
@@ -497,7 +506,7 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
             pending: CONVERSATIONS - self.conversations.available_permits(),
             ended: self.ended.clone(),
             dns: dns.as_ref().map(|counters| counters.snapshot()),
-            shards,
+            shards: shards.iter().map(ShardInfo::from).collect(),
         }))
     }
 

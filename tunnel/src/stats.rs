@@ -25,6 +25,13 @@ impl Flow {
     }
 }
 
+impl std::ops::AddAssign for Flow {
+    fn add_assign(&mut self, other: Self) {
+        self.packets += other.packets;
+        self.bytes += other.bytes;
+    }
+}
+
 /// Packets dropped, by reason. Indexed by [`Dropped::index`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Drops([u64; Dropped::KINDS]);
@@ -33,6 +40,13 @@ impl Drops {
     /// Counts one.
     pub fn count(&mut self, why: &Dropped) {
         self.0[why.index()] += 1;
+    }
+
+    /// Counts all of another's as well.
+    pub fn add(&mut self, other: &Self) {
+        for (mine, theirs) in self.0.iter_mut().zip(other.0) {
+            *mine += theirs;
+        }
     }
 
     /// `(reason word, packets)`, every reason, in a stable order.

@@ -109,7 +109,8 @@ keys! {
     speedtests: Number = "4", "Speed tests of clients against this gateway at once (culvert speedtest), one a device, 10 s each way at most; 0 means none.";
 
     [metrics]
-    listen: Text = r#""""#, "Prometheus and health, as address:port; empty is off.";
+    listen: Text = r#""127.0.0.1:9580""#, "Prometheus (/metrics) and health (/livez, /readyz), as address:port; empty is off.";
+    devices: Switch = "false", "A series for each connected device, with its name as a label.";
 
     [log]
     format: Text = r#""auto""#, "text, json, or auto: text on a terminal, else json.";

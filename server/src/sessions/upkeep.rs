@@ -14,6 +14,7 @@ use time::OffsetDateTime;
 use super::{Link, Session, Sessions};
 use crate::challenges::{Act, NONCE_BYTES};
 use crate::conversation::Office;
+use crate::metrics;
 use crate::registry::{Certificate, Device, Registry, RegistryError};
 
 /// How long a session waits between two new certificates.
@@ -53,7 +54,9 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
         let (office, device) = (Arc::clone(&self.office), session.device.clone());
         let Some(shard) = self.shard(link).cloned() else { return };
         tokio::spawn(async move {
-            match renew(&office, &device, &csr).await {
+            let renewed = renew(&office, &device, &csr).await;
+            metrics::renewal(if renewed.is_ok() { "ok" } else { "refused" });
+            match renewed {
                 Ok(chain) => {
                     let message = FromServer::Certificate { chain: chain.into_iter().map(Base64).collect() };
                     if let Ok(frame) = control::encode(&message) {
