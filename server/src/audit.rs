@@ -5,7 +5,10 @@
 //! the change, wherever the command ran; without a running gateway the registry alone has it. What is asked
 //! of the gateway is logged as it is answered.
 
+use std::fs;
+
 use crate::control_socket::Request;
+use crate::log::network;
 use crate::registry::{Event, Registry};
 
 /// The way by which somebody acted.
@@ -23,8 +26,18 @@ pub fn actor(uid: u32, via: Via) -> String {
         Via::Command => "command",
         Via::Socket => "socket",
     };
-    let name = uzers::get_user_by_uid(uid).map_or_else(String::new, |user| user.name().to_string_lossy().into_owned());
-    format!("{name}(uid={uid},via={via})")
+    format!("{}(uid={uid},via={via})", user_name(uid).unwrap_or_default())
+}
+
+/// The name in `/etc/passwd` (passwd(5)). A directory service is not asked: it may be far away, and the number
+/// is what counts.
+fn user_name(uid: u32) -> Option<String> {
+    let users = fs::read_to_string("/etc/passwd").ok()?;
+    users.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)?.parse() == Ok(uid)).then(|| name.to_owned())
+    })
 }
 
 /// Logs one act.
@@ -38,8 +51,8 @@ pub fn act(request: &Request) -> Option<(&'static str, String)> {
     match request {
         Request::Reload => Some(("reload", String::new())),
         Request::Kick { devices } => Some(("kick", devices.join(" "))),
-        Request::BanAdd { prefix, .. } => Some(("ban", prefix.to_string())),
-        Request::BanRemove { prefix } => Some(("unban", prefix.to_string())),
+        Request::BanAdd { prefix, .. } => Some(("ban", network(*prefix))),
+        Request::BanRemove { prefix } => Some(("unban", network(*prefix))),
         // What has changed is in the registry's events.
         Request::Sessions
         | Request::Status

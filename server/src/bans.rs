@@ -167,6 +167,16 @@ pub fn counts(reason: &str) -> bool {
     )
 }
 
+/// The word under which a refused enrolment speaks against whoever sent it, if it does. Who has no right
+/// invitation guesses; who has an old one was invited. One who says nothing holds a place that others wait for.
+pub fn counts_at_enrolment(reason: &str) -> Option<&'static str> {
+    match reason {
+        "invite_proof" | "invite_foreign" => Some("bad_invite"),
+        "timeout" => Some("silent"),
+        _ => None,
+    }
+}
+
 /// The prefix that an address counts as.
 pub fn source(address: IpAddr) -> IpNet {
     match address.to_canonical() {

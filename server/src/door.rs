@@ -83,9 +83,8 @@ impl Door {
     pub fn enrolment_refused(&self, remote: SocketAddr, reason: &'static str, invitation: &str, name: &str) {
         metrics::refused(reason);
         metrics::enrolment("refused");
-        // Who has no right invitation guesses; whoever uses one too late or twice had it.
-        let against = matches!(reason, "invite_proof" | "invite_foreign").then_some("bad_invite");
-        if let Some(against) = against {
+        let against = bans::counts_at_enrolment(reason);
+        if let Some(against) = against.filter(|against| bans::counts(against)) {
             auth_failed(remote, against, name);
         }
         tracing::warn!(

@@ -444,7 +444,8 @@ async fn execute(cli: Cli) -> anyhow::Result<String> {
         }
         Command::Cleanup => {
             let config = config(place)?;
-            log::start(&config).map_err(AdminError::from)?;
+            // Not into the file: made by root, the gateway could not write it any more.
+            log::start(&Config { log_file: None, ..config.clone() }).map_err(AdminError::from)?;
             let undone = gateway::cleanup(&config).map_err(AdminError::from)?;
             if undone { "Undid what a gateway left on this host.\n".into() } else { "Nothing to undo.\n".into() }
         }

@@ -186,8 +186,11 @@ fn a_torn_file_or_one_of_a_newer_version_is_told_apart() {
 fn innocent_refusals_do_not_count() {
     for word in ["expired", "limit", "wait", "invite_expired", "invite_used", "pool_full", "internal", "timeout"] {
         assert!(!counts(word), "{word}");
+        assert!(word == "timeout" || counts_at_enrolment(word).is_none(), "{word}");
     }
     assert!(counts("unknown_ca") && counts("bad_invite"));
+    assert_eq!(counts_at_enrolment("invite_proof"), Some("bad_invite"));
+    assert_eq!(counts_at_enrolment("timeout"), Some("silent"), "a place that others wait for");
 }
 
 #[test]

@@ -124,6 +124,8 @@ impl<D: Interface> Task<D> {
                 match self.bans.add(prefix, length, &peer_text(&reason), Instant::now()) {
                     Err(error) => Response::Failed { message: error.to_string() },
                     Ok(change) => {
+                        // Before the sessions end, or their clients would be back before it.
+                        self.banned.replace(self.bans.iter().map(|(prefix, _)| prefix));
                         let sessions = self.end_sessions(prefix, now).await;
                         let done = Response::Ban { changed: true, sessions, covered_by: None };
                         return self.act(vec![change], Some((reply, done)));
