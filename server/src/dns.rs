@@ -1,6 +1,6 @@
 //! The gateway's resolver for its clients, at its own inner addresses.
 //!
-//! A question's way: `listen` (sockets, who may ask, how much) → `question` (bytes to a [`question::Question`])
+//! A question's way: `listen` (sockets, who may ask, how much) → `question` (bytes to a question)
 //! → `resolver` → `zones` (who answers this name) → `devices` (names inside), or `cache`, or `upstream` (the
 //! servers, each with its `health`; `system` follows the host's own) → back. The gateway carries packets
 //! without all of this: when it cannot listen it says so, and clients are not told to ask it.
