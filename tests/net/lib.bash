@@ -11,8 +11,22 @@
 set -uo pipefail
 
 if [ -z "${NET_TEST_BOUNDED:-}" ]; then
-  NET_TEST_BOUNDED=yes exec timeout --foreground --kill-after=20 "${NET_TEST_SECONDS:-120}" "$0" "$@"
+  export NET_TEST_BOUNDED=yes
+  bounded=(timeout --foreground --kill-after=20 "${NET_TEST_SECONDS:-120}")
+  # Mounts of its own. The first namespace of a machine makes /run/netns a shared mount, and shared it
+  # stays: a later run finds what a killed one left behind.
+  [ "$(id -u)" = 0 ] && ip netns add "$name" && ip netns del "$name" && bounded+=(unshare --mount --propagation unchanged)
+  exec "${bounded[@]}" "$0" "$@"
 fi
+
+# own_etc: an /etc that is thrown away. Clients of two tests at once would find each other's half-made files in it.
+own_etc() {
+  local layers=/run/culvert-etc mount
+  for mount in / /run /etc; do mountpoint -q $mount && mount --make-private $mount; done
+  mkdir -p $layers && mount -t tmpfs etc $layers && mkdir $layers/upper $layers/work &&
+    mount -t overlay etc -o lowerdir=/etc,upperdir=$layers/upper,workdir=$layers/work /etc
+}
+[ "$(id -u)" != 0 ] || own_etc || { echo "$name: error: no /etc of its own" >&2; exit 1; }
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 net=$root/tests/net

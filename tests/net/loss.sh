@@ -2,6 +2,7 @@
 # Proves that random loss at full load leaves the MTU where it was, and that a router's congestion marks reach the flows inside.
 # shellcheck disable=SC2317 # some functions are called through others, by their names
 name=t-loss
+NET_TEST_SECONDS=240
 # shellcheck source=tests/net/lib.bash
 . "$(dirname "$0")/lib.bash"
 
