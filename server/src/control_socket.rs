@@ -269,6 +269,9 @@ pub struct ShardInfo {
     /// Packets of the interface that came to no session, by reason; only reasons that occurred.
     #[serde(default)]
     pub dropped_device: BTreeMap<String, u64>,
+    /// Packets of sessions that the interface had no room for, by reason; only reasons that occurred.
+    #[serde(default)]
+    pub undelivered: BTreeMap<String, u64>,
 }
 
 impl From<&ShardStats> for ShardInfo {
@@ -286,6 +289,7 @@ impl From<&ShardStats> for ShardInfo {
             handed_in: stats.handed_in,
             handed_lost: stats.handed_lost,
             dropped_device: stats.dropped_device.occurred(),
+            undelivered: stats.undelivered.occurred(),
         }
     }
 }
