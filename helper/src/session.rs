@@ -15,7 +15,7 @@ use culvert_tunnel::close::{Close, Down};
 use culvert_tunnel::control::{self, Base64, FrameError, FromClient, FromServer, Welcome};
 use culvert_tunnel::shard::RunningShard;
 use culvert_tunnel::shard::mailbox::{Command, Established, Event, Lease, LinkId};
-use culvert_tunnel::stats::{Drops, LinkStats};
+use culvert_tunnel::stats::{Drops, LinkStats, ShardStats};
 use culvert_tunnel::transport::ClientTransport;
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -139,6 +139,8 @@ pub struct Facts<'a> {
     pub stats: Option<LinkStats>,
     /// What was dropped before it came to a link: a forged source, or no session to carry it.
     pub dropped_device: Drops,
+    /// What came through the link and the interface had no room for.
+    pub undelivered: Drops,
 }
 
 impl Session {
@@ -306,22 +308,23 @@ impl Session {
 
     /// What is known now; asks the shard for its counters.
     pub async fn facts(&self) -> Facts<'_> {
-        let (stats, dropped_device) = self.stats().await.unwrap_or_default();
+        let (stats, shard) = self.stats().await.unwrap_or_default();
         Facts {
             profile: self.profile.as_ref(),
             live: self.live.as_ref().map(|live| (live.remote, &*live.welcome)),
             clock_ahead: self.live.as_ref().and_then(|live| live.clock_ahead),
             installed: self.installed.as_ref(),
             stats,
-            dropped_device,
+            dropped_device: shard.dropped_device,
+            undelivered: shard.undelivered,
         }
     }
 
-    async fn stats(&self) -> Option<(Option<LinkStats>, Drops)> {
+    async fn stats(&self) -> Option<(Option<LinkStats>, ShardStats)> {
         let (shard, live) = (self.shard.as_ref()?, self.live.as_ref()?);
         let inspection = shard.handle.inspect().await.ok()?;
         let stats = inspection.links.into_iter().find(|(link, _)| *link == live.link).map(|(_, stats)| stats);
-        Some((stats, inspection.shard.dropped_device))
+        Some((stats, inspection.shard))
     }
 
     /// A socket that cannot be had is no reason to give up the one there is.

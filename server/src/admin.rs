@@ -12,6 +12,7 @@ pub mod init;
 pub mod invite;
 pub mod invites;
 pub mod lists;
+pub mod mdm;
 pub mod service;
 pub mod why;
 
@@ -135,6 +136,26 @@ pub enum AdminError {
     /// The running gateway keeps its configuration.
     #[error("{0}")]
     NotReloaded(String),
+    /// Nobody knows who has signed the app.
+    #[error(
+        "say whose signature the app has: --team-id ID, the ten characters that pkgutil --check-signature shows for the package"
+    )]
+    NoTeam,
+    /// The user's limit is below what is asked for.
+    #[error(
+        "{user} may have {limit} devices, not {uses}; write [policy.{user}] devices = {uses} into the configuration (0: no limit), then culvert-server reload"
+    )]
+    TooFewDevices {
+        /// Whose devices they would be.
+        user: String,
+        /// The user's limit.
+        limit: u32,
+        /// The invitation's.
+        uses: u32,
+    },
+    /// The profile cannot be written as XML.
+    #[error("the profile: {0}")]
+    Profile(String),
     /// A link does not fit into a QR code.
     #[error("the invitation is too long for a QR code; send the link")]
     NoQr,
@@ -199,6 +220,7 @@ impl AdminError {
             | Self::BadDuration(_)
             | Self::BadPrefix(_)
             | Self::BadReason
+            | Self::NoTeam
             | Self::NotHere(_)
             | Self::NoPassphrase
             | Self::ShortPassphrase(_) => 2,

@@ -154,17 +154,23 @@ pub enum BanError {
 /// Does a refusal with this word speak against whoever sent it? Innocents expire, come too often, use an
 /// invitation twice, or meet a gateway that is full.
 pub fn counts(reason: &str) -> bool {
-    matches!(
-        reason,
-        "no_certificate"
-            | "unknown_ca"
-            | "bad_certificate"
-            | "tls"
-            | "unknown_device"
-            | "revoked"
-            | "challenge_failed"
-            | "bad_invite"
-    )
+    FAILURES.contains(&reason)
+}
+
+const FAILURES: [&str; 8] = [
+    "no_certificate",
+    "unknown_ca",
+    "bad_certificate",
+    "tls",
+    "unknown_device",
+    "revoked",
+    "challenge_failed",
+    "bad_invite",
+];
+
+/// Every word that [`Counts::banned`] may have.
+pub fn reasons() -> impl Iterator<Item = &'static str> {
+    FAILURES.into_iter().chain(["silent", "operator"])
 }
 
 /// The word under which a refused enrolment speaks against whoever sent it, if it does. Who has no right

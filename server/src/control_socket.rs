@@ -80,6 +80,8 @@ pub enum Request {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "response", rename_all = "snake_case")]
 pub enum Response {
+    /// To anything, from somebody who may not ask.
+    Forbidden,
     /// To [`Request::Sessions`].
     Sessions {
         /// In the order of users and devices.
@@ -269,6 +271,9 @@ pub struct ShardInfo {
     /// Packets of the interface that came to no session, by reason; only reasons that occurred.
     #[serde(default)]
     pub dropped_device: BTreeMap<String, u64>,
+    /// Packets of sessions that the interface had no room for, by reason; only reasons that occurred.
+    #[serde(default)]
+    pub undelivered: BTreeMap<String, u64>,
 }
 
 impl From<&ShardStats> for ShardInfo {
@@ -286,6 +291,7 @@ impl From<&ShardStats> for ShardInfo {
             handed_in: stats.handed_in,
             handed_lost: stats.handed_lost,
             dropped_device: stats.dropped_device.occurred(),
+            undelivered: stats.undelivered.occurred(),
         }
     }
 }
@@ -361,6 +367,7 @@ impl ControlSocket {
             };
             if !peer::may_ask(&stream, &self.path) {
                 audit::record(&peer::actor(&stream), "connect", "", "forbidden");
+                let _ = refuse(stream); // who does not read it is not waited for
                 continue;
             }
             let gateway = gateway.clone();
@@ -371,6 +378,13 @@ impl ControlSocket {
             });
         }
     }
+}
+
+/// One line, without waiting for room.
+fn refuse(stream: UnixStream) -> io::Result<()> {
+    let mut text = serde_json::to_vec(&Response::Forbidden)?;
+    text.push(b'\n');
+    stream.into_std()?.write_all(&text)
 }
 
 /// Makes the folder, and those above it, where they are missing. The administrators' group can
@@ -464,6 +478,7 @@ pub fn ask(path: &Path, request: &Request) -> Result<Response, AskError> {
         _ => AskError::NotRunning { path: path.to_owned(), error },
     })?;
     match exchange(&stream, request).map_err(AskError::NoAnswer)? {
+        Response::Forbidden => Err(AskError::Forbidden(path.to_owned())),
         Response::Invalid { message } => Err(AskError::NoAnswer(io::Error::other(message))),
         Response::Failed { message } => Err(AskError::Failed(message)),
         response => Ok(response),
@@ -475,10 +490,13 @@ fn exchange(mut stream: &BlockingStream, request: &Request) -> io::Result<Respon
     stream.set_write_timeout(Some(PATIENCE))?;
     let mut text = serde_json::to_vec(request)?;
     text.push(b'\n');
-    stream.write_all(&text)?;
+    let written = stream.write_all(&text);
     let mut line = String::new();
-    BufReader::new(stream).read_line(&mut line)?;
-    Ok(serde_json::from_str(&line)?)
+    // Whoever hangs up before the request may have said why.
+    match BufReader::new(stream).read_line(&mut line) {
+        Ok(read) if read > 0 => Ok(serde_json::from_str(&line)?),
+        read => written.and(read).and(Err(io::ErrorKind::UnexpectedEof.into())),
+    }
 }
 
 #[cfg(test)]

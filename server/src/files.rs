@@ -2,8 +2,11 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, OFlags, linkat};
 
 /// Replaces a file in one step, mode 0600, on disk when this returns.
 ///
@@ -11,6 +14,8 @@ use std::path::{Path, PathBuf};
 /// Whatever the OS says; the old file is still there then.
 pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let temporary = beside(path);
+    // Of a process with our number that was killed: in a container every gateway has the same.
+    let _ = fs::remove_file(&temporary);
     let written = write_new(&temporary, bytes, 0o600).and_then(|()| fs::rename(&temporary, path));
     if written.is_err() {
         let _ = fs::remove_file(&temporary); // it may not be there; the first error is what counts
@@ -19,11 +24,29 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
     sync_folder(path)
 }
 
-/// Makes a file that must not exist yet, on disk when this returns.
+/// Makes a file that must not exist yet, on disk when this returns. Whoever kills us meanwhile finds all of it or none.
 ///
 /// # Errors
 /// [`io::ErrorKind::AlreadyExists`], or whatever the OS says; nothing stays behind then.
 pub fn write_new(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    let written = match write_nameless(path, bytes, mode) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => write_named(path, bytes, mode),
+        done => done,
+    };
+    written.and_then(|()| sync_folder(path))
+}
+
+/// A file without a name gets its name once it is whole. Some file systems have none such (NFS), and it takes `/proc`.
+fn write_nameless(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    let mut file =
+        OpenOptions::new().write(true).mode(mode).custom_flags(OFlags::TMPFILE.bits() as i32).open(folder(path))?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    let nameless = format!("/proc/self/fd/{}", file.as_raw_fd());
+    Ok(linkat(CWD, nameless, CWD, path, AtFlags::SYMLINK_FOLLOW)?)
+}
+
+fn write_named(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
     let written = file.write_all(bytes).and_then(|()| file.sync_all());
     if written.is_err() {
@@ -37,8 +60,11 @@ pub fn write_new(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
 /// # Errors
 /// Whatever the OS says.
 pub fn sync_folder(path: &Path) -> io::Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(folder)?.sync_all()
+    File::open(folder(path))?.sync_all()
+}
+
+fn folder(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 fn beside(path: &Path) -> PathBuf {
@@ -63,5 +89,24 @@ mod tests {
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
         assert_eq!(write_new(&path, b"x", 0o600).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
         assert_eq!(fs::read(&path).unwrap(), b"new");
+        fs::write(beside(&path), "torn by a kill").unwrap();
+        write_private(&path, b"newest").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"newest");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_new_file_is_made_with_and_without_a_name_at_first() {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, write) in
+            [("nameless", write_nameless as fn(&Path, &[u8], u32) -> io::Result<()>), ("named", write_named)]
+        {
+            let path = folder.path().join(name);
+            write(&path, b"x", 0o640).unwrap();
+            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o640);
+            assert_eq!(write(&path, b"y", 0o640).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+            assert_eq!(fs::read(&path).unwrap(), b"x");
+        }
+        assert_eq!(write_new(&folder.path().join("no/where"), b"", 0o600).unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 }

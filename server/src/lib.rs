@@ -31,6 +31,7 @@ pub mod log;
 pub mod manager;
 pub mod manual;
 pub mod metrics;
+pub mod mobileconfig;
 pub mod nat;
 pub mod owner;
 pub mod policy;

@@ -120,6 +120,8 @@ enum Command {
         #[command(subcommand)]
         command: Ca,
     },
+    /// A configuration profile for Macs under MDM, as XML on standard output; an MDM signs it
+    MdmProfile(Box<admin::mdm::Arguments>),
     /// The running gateway as a whole
     Status {
         /// One JSON object
@@ -352,6 +354,7 @@ fn take_owners_rights(cli: &Cli) -> anyhow::Result<()> {
         Command::Init { .. }
         | Command::Invite { .. }
         | Command::Invites { .. }
+        | Command::MdmProfile(_)
         | Command::Devices { .. }
         | Command::Ca { .. }
         | Command::Doctor { .. }
@@ -419,6 +422,7 @@ async fn execute(cli: Cli) -> anyhow::Result<String> {
             }
             text
         }
+        Command::MdmProfile(arguments) => admin::mdm::profile(&config(place)?, *arguments).await?,
         Command::Status { json } => lists::status(&config(place)?, json)?,
         Command::Why { name, json } => admin::why::why(&config(place)?, &name, json).await?,
         Command::Run { init } => {

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use culvert_tunnel::stats::{Drops, Flow, LinkStats, ShardStats};
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
@@ -22,6 +22,8 @@ const HANDSHAKE_SECONDS: [f64; 11] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 
 const RTT_SECONDS: [f64; 10] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0];
 /// A minute to a month.
 const SESSION_SECONDS: [f64; 8] = [60.0, 600.0, 3_600.0, 14_400.0, 43_200.0, 86_400.0, 604_800.0, 2_592_000.0];
+/// From a tenth of a millisecond to what makes the watchdog bark.
+const LOOP_SECONDS: [f64; 8] = [0.0001, 0.001, 0.01, 0.05, 0.1, 0.5, 1.0, 10.0];
 const MTU_BYTES: [f64; 7] = [1_200.0, 1_280.0, 1_340.0, 1_380.0, 1_420.0, 1_460.0, 1_500.0];
 
 static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
@@ -37,6 +39,7 @@ pub fn install() {
             ("culvert_quic_rtt_seconds", &RTT_SECONDS),
             ("culvert_session_duration_seconds", &SESSION_SECONDS),
             ("culvert_path_mtu_bytes", &MTU_BYTES),
+            ("culvert_loop_seconds", &LOOP_SECONDS),
         ];
         let mut builder = PrometheusBuilder::new();
         for (name, bounds) in buckets {
@@ -91,6 +94,11 @@ fn describe() {
         "culvert_udp_socket_drops_total",
         "Datagrams that the kernel dropped since the gateway's sockets were full."
     );
+    describe_histogram!(
+        "culvert_loop_seconds",
+        Unit::Seconds,
+        "How long the gateway's loop was busy with one event; all others wait meanwhile."
+    );
     describe_gauge!("culvert_address_pool_size", "Inner addresses for devices.");
     describe_gauge!("culvert_address_pool_used", "Inner addresses that devices have.");
     describe_gauge!("culvert_devices", "Devices in the registry, by state.");
@@ -107,14 +115,15 @@ fn describe() {
     );
     describe_gauge!("culvert_selfcheck_ok", "1 when the host is as the gateway needs it.");
     describe_counter!("culvert_dns_queries_total", "Name lookups of clients, by who answered.");
-    describe_counter!(
-        "culvert_device_bytes_total",
-        Unit::Bytes,
-        "Inner packets of one device's open session (metrics.devices)."
+    describe_counter!("culvert_device_bytes_total", Unit::Bytes, "Inner packets of one device (metrics.devices).");
+    describe_gauge!(
+        "culvert_device_last_seen_timestamp_seconds",
+        Unit::Seconds,
+        "When one device last had a session (metrics.devices)."
     );
 }
 
-/// Counters that exist from the start, so that their first increase is one.
+/// Counters and histograms that exist from the start, so that their first increase is one.
 fn start() {
     let revision = option_env!("CULVERT_REVISION").unwrap_or("unknown");
     gauge!("culvert_build_info", "version" => env!("CARGO_PKG_VERSION"), "revision" => revision).set(1.0);
@@ -131,10 +140,30 @@ fn start() {
     for reason in FAILURES {
         counter!("culvert_auth_failures_total", "reason" => reason).absolute(0);
     }
+    for reason in bans::reasons() {
+        counter!("culvert_bans_total", "reason" => reason).absolute(0);
+    }
+    for by in ["gateway", "cache", "upstream", "nobody", "refused"] {
+        counter!("culvert_dns_queries_total", "answered_by" => by).absolute(0);
+    }
     for kind in ["rebind", "migration"] {
         counter!("culvert_path_changes_total", "kind" => kind).absolute(0);
     }
+    // To ask for one is to make it.
+    let _ = histogram!("culvert_session_duration_seconds");
+    let _ = histogram!("culvert_handshake_duration_seconds");
+    let _ = histogram!("culvert_quic_rtt_seconds");
+    let _ = histogram!("culvert_path_mtu_bytes");
+    let _ = histogram!("culvert_loop_seconds");
     reloaded(true);
+}
+
+/// Does one thing that the gateway's loop has to do, and counts how long that took.
+pub async fn timed<T>(work: impl Future<Output = T>) -> T {
+    let began = Instant::now();
+    let done = work.await;
+    histogram!("culvert_loop_seconds").record(began.elapsed());
+    done
 }
 
 /// A handshake is complete.
@@ -222,14 +251,56 @@ pub fn sample(stats: &LinkStats) {
     histogram!("culvert_path_mtu_bytes").record(f64::from(stats.path_mtu_bytes));
 }
 
+/// Of both families, and of IPv6 alone.
+#[derive(Clone, Copy, Debug, Default)]
+struct Family<T> {
+    both: T,
+    ipv6: T,
+}
+
+impl<T: std::ops::AddAssign> Family<T> {
+    fn add(&mut self, both: T, ipv6: T) {
+        self.both += both;
+        self.ipv6 += ipv6;
+    }
+}
+
+impl Family<u64> {
+    /// With the words of the label `family`.
+    fn each(self) -> [(&'static str, u64); 2] {
+        [("ipv4", self.both - self.ipv6), ("ipv6", self.ipv6)]
+    }
+}
+
+impl Family<Flow> {
+    fn bytes(self) -> Family<u64> {
+        Family { both: self.both.bytes, ipv6: self.ipv6.bytes }
+    }
+
+    fn packets(self) -> Family<u64> {
+        Family { both: self.both.packets, ipv6: self.ipv6.packets }
+    }
+}
+
+/// What one device has carried, when each has a series of its own.
+#[derive(Clone, Copy, Debug)]
+pub struct DeviceSeries {
+    /// Inner packets from it, in bytes.
+    pub received: u64,
+    /// Inner packets to it, in bytes.
+    pub sent: u64,
+    /// The end of its last session, or now.
+    pub last_seen: SystemTime,
+}
+
 /// What links have carried, those that are gone included.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Totals {
-    sent: Flow,
-    received: Flow,
+    sent: Family<Flow>,
+    received: Family<Flow>,
     dropped_out: Drops,
     dropped_in: Drops,
-    too_big: u64,
+    too_big: Family<u64>,
     quic_sent: u64,
     quic_lost: u64,
     black_holes: u64,
@@ -238,11 +309,11 @@ pub struct Totals {
 impl Totals {
     /// Adds a link's counters: its last ones, or for a scrape those of one that is open.
     pub fn add(&mut self, stats: &LinkStats) {
-        self.sent += stats.sent;
-        self.received += stats.received;
+        self.sent.add(stats.sent, stats.sent_ipv6);
+        self.received.add(stats.received, stats.received_ipv6);
         self.dropped_out.add(&stats.dropped_out);
         self.dropped_in.add(&stats.dropped_in);
-        self.too_big += stats.too_big_answers;
+        self.too_big.add(stats.too_big_answers, stats.too_big_answers_ipv6);
         self.quic_sent += stats.quic_sent;
         self.quic_lost += stats.quic_lost;
         self.black_holes += stats.black_holes;
@@ -260,6 +331,8 @@ pub struct Snapshot {
     pub shards: Vec<ShardStats>,
     /// Addresses for devices, and those that devices have.
     pub pool: (u64, u64),
+    /// The families of these: a device has one address of each.
+    pub families: &'static [&'static str],
     /// Devices and invitations.
     pub counts: Counts,
     /// Bans; `None` while the gateway stops.
@@ -270,8 +343,8 @@ pub struct Snapshot {
     pub port: u16,
     /// The resolver's counters.
     pub dns: Option<dns::Snapshot>,
-    /// Bytes received and sent by device, when each has a series of its own.
-    pub devices: BTreeMap<String, (u64, u64)>,
+    /// By user and name, when each has a series of its own.
+    pub devices: BTreeMap<String, DeviceSeries>,
 }
 
 impl Snapshot {
@@ -281,31 +354,41 @@ impl Snapshot {
         let Totals { sent, received, dropped_out, dropped_in, too_big, quic_sent, quic_lost, black_holes } =
             self.totals;
         for (direction, flow) in [("to_client", sent), ("from_client", received)] {
-            counter!("culvert_tunnel_bytes_total", "direction" => direction).absolute(flow.bytes);
-            counter!("culvert_tunnel_packets_total", "direction" => direction).absolute(flow.packets);
+            for (family, bytes) in flow.bytes().each() {
+                counter!("culvert_tunnel_bytes_total", "direction" => direction, "family" => family).absolute(bytes);
+            }
+            for (family, packets) in flow.packets().each() {
+                counter!("culvert_tunnel_packets_total", "direction" => direction, "family" => family)
+                    .absolute(packets);
+            }
         }
-        let mut to_clients = dropped_out;
+        let (mut to_clients, mut from_clients) = (dropped_out, dropped_in);
         let mut refused = 0;
         for shard in &self.shards {
             to_clients.add(&shard.dropped_device);
+            from_clients.add(&shard.undelivered);
             refused += shard.handshakes_refused;
         }
         counter!("culvert_handshakes_total", "result" => "refused").absolute(refused);
-        for (direction, drops) in [("to_client", to_clients), ("from_client", dropped_in)] {
+        for (direction, drops) in [("to_client", to_clients), ("from_client", from_clients)] {
             for (reason, packets) in drops.by_reason() {
                 counter!("culvert_dropped_packets_total", "direction" => direction, "reason" => reason)
                     .absolute(packets);
             }
         }
-        counter!("culvert_icmp_too_big_total").absolute(too_big);
+        for (family, answers) in too_big.each() {
+            counter!("culvert_icmp_too_big_total", "family" => family).absolute(answers);
+        }
         counter!("culvert_quic_packets_sent_total").absolute(quic_sent);
         counter!("culvert_quic_packets_lost_total").absolute(quic_lost);
         counter!("culvert_quic_black_holes_total").absolute(black_holes);
         if let Some(drops) = socket_drops(self.port) {
             counter!("culvert_udp_socket_drops_total").absolute(drops);
         }
-        gauge!("culvert_address_pool_size").set(self.pool.0 as f64);
-        gauge!("culvert_address_pool_used").set(self.pool.1 as f64);
+        for family in self.families {
+            gauge!("culvert_address_pool_size", "family" => *family).set(self.pool.0 as f64);
+            gauge!("culvert_address_pool_used", "family" => *family).set(self.pool.1 as f64);
+        }
         self.put_registry();
         if let Some(bans) = self.bans {
             gauge!("culvert_bans_active").set((bans.active_failures + bans.active_operator) as f64);
@@ -331,8 +414,9 @@ impl Snapshot {
                 counter!("culvert_dns_queries_total", "answered_by" => by).absolute(count);
             }
         }
-        for (device, (received, sent)) in self.devices {
+        for (device, DeviceSeries { received, sent, last_seen }) in self.devices {
             let device = metrics::SharedString::from(device);
+            gauge!("culvert_device_last_seen_timestamp_seconds", "device" => device.clone()).set(seconds(last_seen));
             for (direction, bytes) in [("from_client", received), ("to_client", sent)] {
                 counter!("culvert_device_bytes_total", "device" => device.clone(), "direction" => direction)
                     .absolute(bytes);
@@ -380,6 +464,37 @@ fn drops_in(text: &str, port: u16) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use culvert_tunnel::packet::Dropped;
+
+    #[test]
+    fn a_packet_counts_in_its_direction_and_family() {
+        install();
+        let mut shard = ShardStats::default();
+        shard.dropped_device.count(&Dropped::RateLimit);
+        shard.undelivered.count(&Dropped::QueueFull);
+        let mut totals = Totals::default();
+        totals.add(&LinkStats {
+            received: Flow { packets: 7, bytes: 700 },
+            received_ipv6: Flow { packets: 2, bytes: 300 },
+            too_big_answers: 3,
+            too_big_answers_ipv6: 1,
+            ..Default::default()
+        });
+        Snapshot { totals, shards: vec![shard], families: &["ipv4", "ipv6"], pool: (253, 4), ..Default::default() }
+            .put();
+        let text = render();
+        for line in [
+            r#"culvert_tunnel_packets_total{direction="from_client",family="ipv4"} 5"#,
+            r#"culvert_tunnel_bytes_total{direction="from_client",family="ipv6"} 300"#,
+            r#"culvert_icmp_too_big_total{family="ipv4"} 2"#,
+            r#"culvert_dropped_packets_total{direction="from_client",reason="queue_full"} 1"#,
+            r#"culvert_dropped_packets_total{direction="to_client",reason="queue_full"} 0"#,
+            r#"culvert_address_pool_used{family="ipv6"} 4"#,
+            "culvert_quic_rtt_seconds_count 0",
+        ] {
+            assert!(text.lines().any(|told| told == line), "{line} is missing in\n{text}");
+        }
+    }
 
     #[test]
     fn drops_of_our_own_port_are_counted() {

@@ -32,7 +32,7 @@ use crate::control_socket::{Asked, Request, Response, SessionInfo, ShardInfo, St
 use crate::conversation::{Admission, Conversation, FRAMES, Office};
 use crate::leaf::Leaf;
 use crate::log::{port, reopen, src};
-use crate::metrics::{self, Totals};
+use crate::metrics::{self, DeviceSeries, Totals};
 use crate::registry::{Device, Registry, RegistryError, Seen};
 use crate::reload::{Judged, Reloader};
 use crate::times::rfc3339;
@@ -78,6 +78,8 @@ pub struct Sessions<R, D: Interface> {
     ended: BTreeMap<String, u64>,
     /// What links that are gone have carried.
     totals: Totals,
+    /// The same by device, with `metrics.devices`: as many as have had a session.
+    carried: BTreeMap<String, DeviceSeries>,
     counted: scrape::Counted,
     started: OffsetDateTime,
 }
@@ -156,6 +158,7 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
             pokes,
             ended: BTreeMap::new(),
             totals: Totals::default(),
+            carried: BTreeMap::new(),
             counted: scrape::Counted::default(),
             started: OffsetDateTime::now_utc(),
         })
@@ -182,15 +185,15 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
                 () = &mut stop => break Ok(()),
                 event = events.next() => match event {
                     Some(Event::DeviceGone { os_error }) => break Err(LoopError::DeviceGone { os_error }),
-                    Some(event) => self.on_event(event).await,
+                    Some(event) => metrics::timed(self.on_event(event)).await,
                     None => break Err(LoopError::ShardGone),
                 },
-                Some(admission) = self.admissions.1.recv() => self.on_admission(admission).await,
-                Some(changes) = self.changes.recv() => self.on_changes(changes).await,
-                () = reached(due) => self.on_challenges_due().await,
-                _ = leaf_due.tick() => self.renew_leaf().await,
-                _ = samples.tick(), if self.office.config.metrics_listen.is_some() => self.sample().await,
-                Some((request, reply)) = asked.recv() => self.on_request(request, reply).await,
+                Some(admission) = self.admissions.1.recv() => metrics::timed(self.on_admission(admission)).await,
+                Some(changes) = self.changes.recv() => metrics::timed(self.on_changes(changes)).await,
+                () = reached(due) => metrics::timed(self.on_challenges_due()).await,
+                _ = leaf_due.tick() => metrics::timed(self.renew_leaf()).await,
+                _ = samples.tick(), if self.office.config.metrics_listen.is_some() => metrics::timed(self.sample()).await,
+                Some((request, reply)) = asked.recv() => metrics::timed(self.on_request(request, reply)).await,
             }
         };
         for shard in &self.shards {
@@ -373,6 +376,9 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
                     self.devices.remove(&device.id);
                 }
                 self.note(&device);
+                if self.office.config.metrics_devices {
+                    scrape::carry(&mut self.carried, &device, stats);
+                }
                 *self.ended.entry(down.word().to_owned()).or_default() += 1;
                 metrics::session_closed(down.word(), (OffsetDateTime::now_utc() - since).unsigned_abs());
                 tracing::info!(

@@ -171,11 +171,12 @@ impl StateDir {
     /// # Errors
     /// [`StateError`].
     pub async fn backup_files(&self) -> Result<Files, StateError> {
+        self.remove_copies();
         let mut files = Files::new();
         for name in backup::FILES {
             let path = self.gateway().join(name);
             let bytes = if path.extension().is_some_and(|extension| extension == "sqlite") {
-                let copy = self.root.join(format!(".backup-{}.sqlite", std::process::id()));
+                let copy = self.root.join(format!("{COPY}{}.sqlite", std::process::id()));
                 let registry = self.registry().await?;
                 let copied = registry.copy_to(&copy).await;
                 registry.close().await;
@@ -188,6 +189,20 @@ impl StateDir {
             files.push((name.to_owned(), Zeroizing::new(bytes.map_err(self.io(&path))?)));
         }
         Ok(files)
+    }
+
+    /// Removes the registry's copies of backups that were killed: their processes are gone, or are this one.
+    fn remove_copies(&self) {
+        let Ok(entries) = fs::read_dir(&self.root) else { return };
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let number = name.to_str().and_then(|name| name.strip_prefix(COPY)?.split('.').next()?.parse().ok());
+            let Some(process) = number.and_then(rustix::process::Pid::from_raw) else { continue };
+            let gone = rustix::process::test_kill_process(process) == Err(rustix::io::Errno::SRCH);
+            if gone || process == rustix::process::getpid() {
+                let _ = fs::remove_file(entry.path()); // the next backup tries again
+            }
+        }
     }
 
     /// Makes what [`Self::backup_files`] gave, in one step: afterwards all of it is on disk, or nothing.
@@ -319,6 +334,8 @@ impl StateDir {
 }
 
 const UNFINISHED: &str = ".init-unfinished";
+/// What the name of a copy of the registry begins with, which a backup makes and removes.
+const COPY: &str = ".backup-";
 
 fn leaf_text(leaf: &Credential) -> String {
     format!("{}{}", leaf.key_pem().expose(), leaf.chain_pem())

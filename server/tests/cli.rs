@@ -4,11 +4,15 @@
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 
 use culvert_server::registry::sqlite::SqliteRegistry;
 use culvert_tunnel::invitation::Invitation;
 use serde_json::Value;
+
+use home::{Home, text};
+
+mod home;
 
 #[test]
 fn a_second_init_changes_nothing_and_says_so() {
@@ -292,85 +296,6 @@ fn packages_get_completions_and_a_page_for_every_command() {
     }
 }
 
-/// A folder for one gateway.
-struct Home {
-    folder: tempfile::TempDir,
-}
-
-impl Home {
-    fn new() -> Self {
-        Self { folder: tempfile::tempdir().unwrap() }
-    }
-
-    fn with_gateway() -> Self {
-        let home = Self::new();
-        home.ok(&["init", "--endpoint", "vpn.example.org"]);
-        home
-    }
-
-    fn config(&self) -> PathBuf {
-        self.folder.path().join("gw.toml")
-    }
-
-    fn place(&self) -> Vec<PathBuf> {
-        let path = |name: &str| self.folder.path().join(name);
-        vec!["--config".into(), path("gw.toml"), "--state-dir".into(), path("state"), "--socket".into(), path("sock")]
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_culvert-server"));
-        command.args(self.place()).args(arguments);
-        command
-    }
-
-    fn run(&self, arguments: &[&str]) -> Output {
-        self.command(arguments).output().unwrap()
-    }
-
-    fn ok(&self, arguments: &[&str]) -> String {
-        let output = self.run(arguments);
-        assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
-        text(&output.stdout)
-    }
-
-    fn json(&self, arguments: &[&str]) -> Value {
-        serde_json::from_str(&self.ok(arguments)).unwrap()
-    }
-
-    /// Standard error of a command that must fail with `code`, and say nothing on standard output.
-    fn fails(&self, code: i32, arguments: &[&str]) -> String {
-        let output = self.run(arguments);
-        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {}", text(&output.stderr));
-        assert!(output.stdout.is_empty());
-        text(&output.stderr)
-    }
-
-    /// Every file with its content.
-    fn snapshot(&self) -> Vec<(PathBuf, Vec<u8>)> {
-        fn walk(folder: &Path, found: &mut Vec<(PathBuf, Vec<u8>)>) {
-            for entry in std::fs::read_dir(folder).unwrap() {
-                let path = entry.unwrap().path();
-                if path.is_dir() {
-                    walk(&path, found);
-                } else {
-                    found.push((path.clone(), std::fs::read(&path).unwrap()));
-                }
-            }
-        }
-        let mut found = Vec::new();
-        walk(self.folder.path(), &mut found);
-        // SQLite's log and index come and go with its readers.
-        found
-            .retain(|(path, _)| !path.to_string_lossy().ends_with("-wal") && !path.to_string_lossy().ends_with("-shm"));
-        found.sort();
-        found
-    }
-}
-
 fn device(path: &Path) -> u64 {
     std::fs::metadata(path).unwrap().dev()
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
 }

@@ -84,15 +84,16 @@ run() {
   ERR=$(<"$NET_DIR/err")
 }
 
-# server ARGUMENTS...: the gateway's command line.
-server() { net_in "$NET_GATEWAY" "$CULVERT_BIN/culvert-server" --config "$NET_DIR/gateway.toml" "$@"; }
+# server ARGUMENTS...: the gateway's command line; gateway_wrapper are words before it, and before gateway_start's.
+gateway_wrapper=()
+server() { net_in "$NET_GATEWAY" "${gateway_wrapper[@]}" "$CULVERT_BIN/culvert-server" --config "$NET_DIR/gateway.toml" "$@"; }
 
 # gateway_set FILE: a drop-in for the gateway's configuration, from standard input.
 gateway_set() { mkdir -p "$NET_DIR/gateway.d" && cat >"$NET_DIR/gateway.d/$1.toml"; }
 
 # gateway_start: as gateway_run, but ready means that it answers: after a kill its socket is still there.
 gateway_start() {
-  net_spawn gateway "$NET_GATEWAY" "$CULVERT_BIN/culvert-server" --config "$NET_DIR/gateway.toml" run
+  net_spawn gateway "$NET_GATEWAY" "${gateway_wrapper[@]}" "$CULVERT_BIN/culvert-server" --config "$NET_DIR/gateway.toml" run
   GATEWAY_PID=$NET_PID
   net_wait 10 "the gateway's start" server status || die "the gateway did not start"
 }

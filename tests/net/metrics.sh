@@ -1,6 +1,6 @@
 #!/bin/bash
-# Proves that the gateway's metrics are as Prometheus wants them, agree with its own lists, and that readiness
-# turns bad with what it depends on.
+# Proves that the gateway's metrics are as Prometheus wants them, agree with its own lists, fill the dashboard, and
+# that readiness turns bad with what it depends on.
 # shellcheck disable=SC2317 # some functions are called through others, by their names
 name=t-metrics
 # shellcheck source=tests/net/lib.bash
@@ -10,6 +10,7 @@ url=http://127.0.0.1:9580
 http() { net_in "$NET_GATEWAY" curl -sS --max-time 5 "$@" 2>&1; }
 # metric SERIES: its value in the last scrape.
 metric() { awk -v want="$1" '$1 == want {print $2}' "$NET_DIR/scrape"; }
+from_client='culvert_tunnel_packets_total{direction="from_client",family="ipv4"}'
 scrape() { http "$url/metrics" >"$NET_DIR/scrape"; }
 
 gateway_init || die "init failed"
@@ -29,13 +30,13 @@ check "no session has ended" 0 "$(metric 'culvert_sessions_closed_total{reason="
 within "handshakes" 2 9 "$(metric 'culvert_handshakes_total{result="ok"}')"
 listed=$(sessions '.sessions[0].received_packets')
 scrape
-within "packets agree with sessions list" "$listed" $((listed + 50)) "$(metric 'culvert_tunnel_packets_total{direction="from_client"}')"
+within "packets agree with sessions list" "$listed" $((listed + 50)) "$(metric "$from_client")"
 check "the command tells the same" 1 "$(server metrics | awk '$1 == "culvert_sessions_active" {print $2}')"
 run culvert disconnect
 gone() { scrape && [ "$(metric 'culvert_sessions_closed_total{reason="client"}')" = 1 ]; }
 net_wait 10 "the end of the session" gone
 check "it has ended, by the client" "1 0" "$(metric 'culvert_sessions_closed_total{reason="client"}') $(metric culvert_sessions_active)"
-after=$(metric 'culvert_tunnel_packets_total{direction="from_client"}')
+after=$(metric "$from_client")
 within "what it carried is still counted" "$listed" 1000000 "$after"
 
 if has prometheus; then
@@ -48,6 +49,22 @@ if has prometheus; then
   check "promtool takes the alert rules" 0 $CODE
   run "$promtool" test rules "$monitoring/culvert-alerts.test.yml"
   check "each alert fires when it should and no sooner" 0 $CODE
+  # The dashboard asks a Prometheus that scrapes this gateway.
+  cat >"$NET_DIR/prometheus.yml" <<'YAML'
+global: {scrape_interval: 1s}
+scrape_configs: [{job_name: culvert, static_configs: [{targets: ["127.0.0.1:9580"]}]}]
+YAML
+  net_spawn prometheus "$NET_GATEWAY" "$NET_DIR/prometheus/usr/bin/prometheus" --config.file="$NET_DIR/prometheus.yml" \
+    --storage.tsdb.path="$NET_DIR/tsdb" --web.listen-address=127.0.0.1:9090 --log.level=warn
+  prometheus=$NET_PID
+  ask_dashboard() { net_in "$NET_GATEWAY" "$python" "$net/dashboard.py" "$1" "$NET_DIR/scrape" http://127.0.0.1:9090; }
+  filled() { ask_dashboard "$monitoring/culvert-dashboard.json" >"$NET_DIR/dashboard"; }
+  net_wait 20 "a full dashboard" filled
+  match "every question of the dashboard has an answer" "^[1-9][0-9]* questions, all answered$" "$(<"$NET_DIR/dashboard")"
+  sed 's/culvert_sessions_active/culvert_sessions_renamed/' "$monitoring/culvert-dashboard.json" >"$NET_DIR/renamed.json"
+  run ask_dashboard "$NET_DIR/renamed.json"
+  check "one about a metric that there is not is found" "1 Sessions: there is no metric culvert_sessions_renamed" "$CODE $OUT"
+  net_stop "$prometheus"
 fi
 
 check "alive" ok "$(http "$url/livez")"

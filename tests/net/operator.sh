@@ -85,4 +85,31 @@ net_spawn root "$NET_INTERNET" $python "$net/names.py" $root_a
 run server doctor --json
 check "all is well again: what fails" "" "$(failed)"
 
+echo "- a caller without the right"
+
+chmod 711 "$NET_DIR"
+cp "$CULVERT_BIN/culvert-server" "$NET_DIR/program"
+nobody=(setpriv --reuid=65534 --regid=65534 --clear-groups "$NET_DIR/program" --config "$NET_DIR/gateway.toml")
+# every WHAT: what needs the running gateway, or its state, is refused to nobody with one sentence and exit code 8.
+every() {
+  local command
+  for command in status "sessions list" "sessions kick laptop" reload health "health --ready" metrics "bans list" \
+    "bans add 203.0.113.9" "bans remove 203.0.113.9" "why laptop" "devices list" "devices revoke laptop" \
+    "invites list" "invite eve" "ca show"; do
+    # shellcheck disable=SC2086 # words
+    run net_in "$NET_GATEWAY" "${nobody[@]}" $command
+    match "$1: $command" "^8  error: [^ ]" "$CODE $OUT ${ERR//$'\n'/ / }"
+  done
+}
+state_files() { checksums "$NET_DIR/gateway" | grep -v -- '-\(wal\|shm\) '; }
+state_files >"$NET_DIR/files.txt"
+every "by the socket's mode"
+check "nothing has changed" none "$(changes "$NET_DIR/files.txt" state_files)"
+chmod 777 "$NET_DIR/gateway.sock"
+every "whatever its mode"
+check "and nothing has changed" none "$(changes "$NET_DIR/files.txt" state_files)"
+check "the audit has who tried" "uid=65534 forbidden" "$(logged admin '"\(.actor | capture("(?<uid>uid=[0-9]+)").uid) \(.result)"')"
+run server status
+check "root is answered all the same" 0 $CODE
+
 finish

@@ -322,7 +322,7 @@ impl<D: Device> Shard<D> {
                 // on any link; the inner flows adapt.
                 Ok(taken) => {
                     for _ in taken..count {
-                        self.engine.stats_mut().dropped_device.count(&crate::packet::Dropped::QueueFull);
+                        self.engine.stats_mut().undelivered.count(&crate::packet::Dropped::QueueFull);
                     }
                 }
                 Err(error) => self.lose_device(&error),

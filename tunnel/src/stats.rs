@@ -76,8 +76,12 @@ impl Serialize for Drops {
 pub struct LinkStats {
     /// Inner packets sent to the peer.
     pub sent: Flow,
+    /// Of these, packets of IPv6.
+    pub sent_ipv6: Flow,
     /// Inner packets received from the peer.
     pub received: Flow,
+    /// Of these, packets of IPv6.
+    pub received_ipv6: Flow,
     /// Dropped on the way to the peer.
     pub dropped_out: Drops,
     /// Dropped on the way from the peer.
@@ -86,6 +90,8 @@ pub struct LinkStats {
     pub split: u64,
     /// ICMP "too big" answers given to the host's own stack.
     pub too_big_answers: u64,
+    /// Of these, answers by ICMPv6.
+    pub too_big_answers_ipv6: u64,
     /// Smoothed round-trip time.
     pub rtt: Duration,
     /// QUIC packets sent, and those of them that were declared lost.
@@ -129,6 +135,8 @@ pub struct ShardStats {
     pub handed_lost: u64,
     /// Device packets for an address that no link holds, or that no link may send.
     pub dropped_device: Drops,
+    /// Packets of links that the device had no room for.
+    pub undelivered: Drops,
     /// Turns of the loop: one wake-up each.
     pub turns: u64,
 }

@@ -263,6 +263,41 @@ fn one_source_cannot_take_every_handshake() {
     assert_eq!(pair.gateway_links(), 16);
 }
 
+#[test]
+fn a_handshake_that_gives_way_is_told_once_as_timed_out() {
+    let mut pair = Pair::new();
+    for n in 0..128 {
+        hang(&mut pair, n);
+    }
+    assert_eq!(pair.gateway_links(), 128);
+    pair.sleep(Duration::from_secs(1));
+    hang(&mut pair, 128);
+    let told: Vec<_> = std::iter::from_fn(|| pair.gateway().poll_event()).filter_map(closed).collect();
+    assert_eq!(told, [Down::Local(Close::Timeout)]);
+    assert_eq!(pair.gateway_shard_stats().handshakes_refused, 0, "that would be a second time");
+}
+
+/// A client of an address of its own proves the address, begins a handshake, and says no more.
+fn hang(pair: &mut Pair, client: u8) {
+    let from = SocketAddr::from(([10, 0, 1, client], 4433));
+    let (now, mut buffer) = (pair.now(), Vec::new());
+    pair.dial();
+    for _ in 0..2 {
+        while let Some(transmit) = pair.client().poll_transmit(now, 1, &mut buffer) {
+            pair.gateway().on_datagram(now, from, None, None, BytesMut::from(&buffer[..transmit.size]));
+        }
+        pair.gateway().on_timeout(now); // begins what waits
+        while let Some(transmit) = pair.gateway().poll_transmit(now, 1, &mut buffer) {
+            let is_retry = buffer[0] & 0b1111_0000 == 0b1111_0000; // RFC 9000 section 17.2
+            if is_retry && transmit.destination == from {
+                let gateway = "203.0.113.7:443".parse().unwrap();
+                pair.client().on_datagram(now, gateway, None, None, BytesMut::from(&buffer[..transmit.size]));
+            }
+        }
+        pair.client().settle(now);
+    }
+}
+
 #[tokio::test]
 async fn a_stop_behind_many_commands_is_obeyed() {
     let (device, _host) = memory::pair().unwrap();

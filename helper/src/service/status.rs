@@ -50,16 +50,15 @@ impl Service {
             }),
             path: facts.stats.as_ref().map(path_facts),
             traffic: facts.stats.as_ref().map(|stats| {
-                let mut sent = stats.dropped_out.occurred();
-                for (reason, packets) in facts.dropped_device.occurred() {
-                    *sent.entry(reason).or_default() += packets;
-                }
+                let (mut sent, mut received) = (stats.dropped_out, stats.dropped_in);
+                sent.add(&facts.dropped_device);
+                received.add(&facts.undelivered);
                 Traffic {
                     received_bytes: stats.received.bytes,
                     sent_bytes: stats.sent.bytes,
                     received_packets: stats.received.packets,
                     sent_packets: stats.sent.packets,
-                    dropped: Dropped { sent, received: stats.dropped_in.occurred() },
+                    dropped: Dropped { sent: sent.occurred(), received: received.occurred() },
                     split_packets: stats.split,
                     too_big_answers: stats.too_big_answers,
                 }

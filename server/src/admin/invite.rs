@@ -118,6 +118,18 @@ pub fn check_name(name: &str) -> Result<String, AdminError> {
 /// # Errors
 /// [`AdminError`]; there is no invitation then.
 pub async fn invite(config: &Config, request: &InviteRequest) -> Result<Invited, AdminError> {
+    invite_as(config, request, |link| Ok(link.to_owned())).await
+}
+
+/// Makes an invitation that is told, or written, as what `text` makes of its link.
+///
+/// # Errors
+/// [`AdminError`]; there is no invitation then.
+pub async fn invite_as(
+    config: &Config,
+    request: &InviteRequest,
+    text: impl FnOnce(&str) -> Result<String, AdminError>,
+) -> Result<Invited, AdminError> {
     let user = check_name(&request.user)?;
     let state = state_dir(config);
     let registry = state.registry().await?;
@@ -136,11 +148,11 @@ pub async fn invite(config: &Config, request: &InviteRequest) -> Result<Invited,
         gateway: settings.display_name().to_owned(),
         user: user.clone(),
     };
-    let link = invitation.to_link();
+    let text = text(&invitation.to_link())?;
     // First the file: an invitation that nobody could read would still count.
     if let Some(path) = &request.out {
-        let text = format!("{link}\n");
-        owner::as_caller(|| files::write_new(path, text.as_bytes(), 0o600)).map_err(|error| match error.kind() {
+        let whole = format!("{}\n", text.trim_end());
+        owner::as_caller(|| files::write_new(path, whole.as_bytes(), 0o600)).map_err(|error| match error.kind() {
             std::io::ErrorKind::AlreadyExists => AdminError::Exists(path.clone()),
             _ => AdminError::Write { path: path.clone(), error },
         })?;
@@ -166,7 +178,7 @@ pub async fn invite(config: &Config, request: &InviteRequest) -> Result<Invited,
     added?;
     registry.close().await;
     Ok(Invited {
-        invitation: request.out.is_none().then_some(link),
+        invitation: request.out.is_none().then_some(text),
         file: request.out.clone(),
         invitation_id: invitation.id.to_string(),
         user,

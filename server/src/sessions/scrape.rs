@@ -1,6 +1,6 @@
 //! What the gateway's loop knows at the moment of a scrape.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -14,8 +14,8 @@ use super::Sessions;
 use crate::control_socket::Response;
 use crate::conversation::Office;
 use crate::health;
-use crate::metrics::{self, Snapshot};
-use crate::registry::{Counts, Registry};
+use crate::metrics::{self, DeviceSeries, Snapshot};
+use crate::registry::{Counts, Device, Registry};
 
 /// How long the registry's counts are good: counting a hundred thousand devices takes longer than a scrape may.
 const COUNTS_GOOD_FOR: Duration = Duration::from_secs(15);
@@ -26,22 +26,30 @@ pub(super) struct Counted {
     last: Option<(tokio::time::Instant, Counts)>,
 }
 
+/// Adds what a device's session has carried.
+pub(super) fn carry(devices: &mut BTreeMap<String, DeviceSeries>, device: &Device, stats: &LinkStats) {
+    let now = SystemTime::now();
+    let none = DeviceSeries { received: 0, sent: 0, last_seen: now };
+    let series = devices.entry(format!("{}/{}", device.user, device.name)).or_insert(none);
+    series.received += stats.received.bytes;
+    series.sent += stats.sent.bytes;
+    series.last_seen = now;
+}
+
 impl<R: Registry, D: Interface> Sessions<R, D> {
     /// Answers from a task of its own, once the shards and the registry have said what they know.
     pub(super) async fn scrape(&mut self, reply: oneshot::Sender<Response>) {
         let (shards, links) = self.look().await;
         let mut totals = self.totals;
         links.values().for_each(|stats| totals.add(stats));
-        let devices = if self.office.config.metrics_devices {
-            let of = |(link, session): (LinkId, &super::Session)| {
-                let stats = links.get(&link)?;
-                let name = format!("{}/{}", session.device.user, session.device.name);
-                Some((name, (stats.received.bytes, stats.sent.bytes)))
-            };
-            self.open().filter_map(of).collect()
-        } else {
-            Default::default()
-        };
+        let mut devices = self.carried.clone();
+        if self.office.config.metrics_devices {
+            for (link, session) in self.open() {
+                if let Some(stats) = links.get(&link) {
+                    carry(&mut devices, &session.device, stats);
+                }
+            }
+        }
         let counts = self.counts().await;
         let Office { config, settings, dns, .. } = &*self.office;
         let snapshot = Snapshot {
@@ -49,6 +57,7 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
             totals,
             shards,
             pool: (settings.pool.size().into(), counts.active + counts.expired + counts.revoked),
+            families: if settings.pool.ipv6().is_some() { &["ipv4", "ipv6"] } else { &["ipv4"] },
             counts,
             bans: None,
             certificates: [Some(self.office.authority.facts().not_after), self.leaf.not_after()],

@@ -23,12 +23,9 @@ use super::{
 /// The longest certificate request that is looked at, in bytes. One for P-256 takes about 250.
 pub const MAX_CSR: usize = 4096;
 
-/// How far behind a device's clock may be when it gets its certificate.
-const DEVICE_SKEW: Duration = Duration::from_secs(5 * 60);
-
-/// The same for what the gateway shows: a day, because a client's clock in the wrong time zone
-/// must not look like a gateway that cannot be trusted.
-const GATEWAY_SKEW: Duration = Duration::from_secs(DAY);
+/// How long before its making a certificate counts: a clock in the wrong time zone, the client's when it meets the
+/// gateway or the gateway's when a device enrolled, keeps nobody out once it is right.
+const SKEW: Duration = Duration::from_secs(DAY);
 
 /// A private CA with its key.
 pub struct Authority {
@@ -61,7 +58,7 @@ impl Authority {
             printable(name).ok_or(IdentityError::Name)?.chars().take(MAX_NAME - SUFFIX.len()).collect();
         name.push_str(SUFFIX);
         let key = DeviceKey::generate()?.into_pair();
-        let mut params = params(&name, now - GATEWAY_SKEW, now + AUTHORITY_LIFETIME)?;
+        let mut params = params(&name, now - SKEW, now + AUTHORITY_LIFETIME)?;
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let certificate = params.self_signed(&key).map_err(|_| IdentityError::Crypto)?;
@@ -125,7 +122,7 @@ impl Authority {
     pub fn issue_server(&self, names: &[String], now: SystemTime) -> Result<Credential, IdentityError> {
         let first = names.first().ok_or(IdentityError::NoServerName)?;
         let common_name = printable(first).ok_or_else(|| IdentityError::ServerName(first.clone()))?;
-        let mut params = params(&common_name, now - GATEWAY_SKEW, self.end(now, SERVER_LIFETIME)?)?;
+        let mut params = params(&common_name, now - SKEW, self.end(now, SERVER_LIFETIME)?)?;
         params.subject_alt_names = names.iter().map(|name| subject_alt_name(name)).collect::<Result<_, _>>()?;
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         let key = DeviceKey::generate()?;
@@ -159,7 +156,7 @@ impl Authority {
     ) -> Result<Issued, IdentityError> {
         let spki = verify_csr(csr_der)?;
         let public_key = SubjectPublicKeyInfo::from_der(&spki).map_err(|_| IdentityError::RequestKey)?;
-        let not_before = now - DEVICE_SKEW.min(lifetime / 10);
+        let not_before = now - SKEW.min(lifetime / 10);
         let mut params = params(&id.to_string(), not_before, self.end(now, lifetime)?)?;
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         let leaf = self.issue_leaf(params, &public_key)?;

@@ -116,11 +116,14 @@ pub(crate) struct Link {
     echoes: VecDeque<(u64, Instant)>,
     next_echo: u64,
     pub(crate) sent: Flow,
+    pub(crate) sent_ipv6: Flow,
     pub(crate) received: Flow,
+    pub(crate) received_ipv6: Flow,
     pub(crate) dropped_out: Drops,
     pub(crate) dropped_in: Drops,
     pub(crate) split: u64,
     pub(crate) too_big_answers: u64,
+    pub(crate) too_big_answers_ipv6: u64,
     answers: Bucket,
 }
 
@@ -172,11 +175,14 @@ impl Link {
             echoes: VecDeque::new(),
             next_echo: 1,
             sent: Flow::default(),
+            sent_ipv6: Flow::default(),
             received: Flow::default(),
+            received_ipv6: Flow::default(),
             dropped_out: Drops::default(),
             dropped_in: Drops::default(),
             split: 0,
             too_big_answers: 0,
+            too_big_answers_ipv6: 0,
             answers: Bucket::new(ANSWERS_PER_SECOND, ANSWERS_AT_ONCE),
         }
     }
@@ -394,7 +400,7 @@ impl Link {
             let alone = len == header.len();
             let packet =
                 if alone { self.unpinned(mss::clamp(packet, header, self.inner_mtu.carried_bytes())) } else { packet };
-            return self.send_datagram(packet, len);
+            return self.send_datagram(packet, len, header);
         }
         // IPv6 promises 1,280 bytes, and an IPv4 packet without DF may be divided by any router.
         let may_split = len <= usize::from(self.inner_mtu.carried_bytes()) || !header.dont_fragment();
@@ -403,7 +409,7 @@ impl Link {
             if let Some([first, second]) = pieces::split_in_two(&packet, self.next_piece, max_bytes) {
                 self.split += 1;
                 if self.enqueue(first) && self.enqueue(second) {
-                    self.sent.count(len);
+                    self.count_sent(len, header);
                     return Sent::Queued;
                 }
                 return Sent::Dropped;
@@ -414,9 +420,16 @@ impl Link {
         Sent::TooBig { mtu_bytes, packet }
     }
 
-    fn send_datagram(&mut self, packet: Bytes, len: usize) -> Sent {
+    fn count_sent(&mut self, len: usize, header: &Header) {
+        self.sent.count(len);
+        if header.dst().is_ipv6() {
+            self.sent_ipv6.count(len);
+        }
+    }
+
+    fn send_datagram(&mut self, packet: Bytes, len: usize, header: &Header) -> Sent {
         if self.enqueue(packet) {
-            self.sent.count(len);
+            self.count_sent(len, header);
             Sent::Queued
         } else {
             Sent::Dropped
@@ -490,11 +503,14 @@ impl Link {
         let room = self.connection.datagrams().send_buffer_space();
         LinkStats {
             sent: self.sent,
+            sent_ipv6: self.sent_ipv6,
             received: self.received,
+            received_ipv6: self.received_ipv6,
             dropped_out: self.dropped_out,
             dropped_in: self.dropped_in,
             split: self.split,
             too_big_answers: self.too_big_answers,
+            too_big_answers_ipv6: self.too_big_answers_ipv6,
             rtt: quic.path.rtt,
             quic_sent: quic.path.sent_packets,
             quic_lost: quic.path.lost_packets,

@@ -59,6 +59,9 @@ pub(crate) fn take_payload(
     }
     let packet = if marked { ecn::mark(packet, &header)? } else { packet };
     link.received.count(packet.len());
+    if header.dst().is_ipv6() {
+        link.received_ipv6.count(packet.len());
+    }
     // What the far host may be sent must cross this link.
     let packet = mss::clamp(packet, &header, link.inner_mtu.carried_bytes());
     to_device.push(packet);

@@ -110,6 +110,7 @@ impl Engine {
         };
         if let Some(answer) = answer {
             link.too_big_answers += 1;
+            link.too_big_answers_ipv6 += u64::from(header.dst().is_ipv6());
             self.to_device.push(answer);
         }
     }

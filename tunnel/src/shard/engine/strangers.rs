@@ -80,9 +80,8 @@ impl Engine {
         }
     }
 
-    /// Ends a handshake that hangs, there being too many.
+    /// Ends a handshake that hangs, there being too many. It is told as one that timed out, not counted as refused.
     fn give_way(&mut self, now: Instant, serial: u64) {
-        self.stats.handshakes_refused += 1;
         self.handshakes.end(serial);
         let Some(&index) = self.by_serial.get(&serial) else { return };
         if let Some(link) = self.links[index].as_mut() {

@@ -94,6 +94,8 @@ pub(crate) struct Herd {
     pub(crate) lost: Counts,
     /// Attempts that failed, by why.
     pub(crate) failed: Counts,
+    /// Clients whose open session ended with a final verdict, and which.
+    pub(crate) stopped: Vec<(usize, String)>,
     /// How long each client that is served again was not.
     pub(crate) outages: Vec<Duration>,
 }
@@ -115,6 +117,7 @@ impl Herd {
             standings,
             lost: Counts::new(),
             failed: Counts::new(),
+            stopped: Vec::new(),
             outages: Vec::new(),
         })
     }
@@ -307,6 +310,9 @@ impl Herd {
             (Standing::Open, _) => {
                 client.without = Some(now);
                 count(&mut self.lost, why);
+                if after == Standing::Stopped {
+                    self.stopped.push((number, why.to_owned()));
+                }
             }
             (Standing::Idle, _) => client.without = Some(now),
             (Standing::Dialling, Standing::Waiting | Standing::Stopped) => count(&mut self.failed, why),

@@ -35,6 +35,9 @@ pub(crate) fn run(hold: &Hold) -> anyhow::Result<()> {
             started += 1;
         }
         herd.turn(now);
+        for (client, why) in herd.stopped.drain(..) {
+            println!("{}", json!({ "stopped": client, "why": why, "unix": unix() }));
+        }
         let open = herd.count(Standing::Open);
         match without {
             Some((since, why)) if open == herd.len() => {

@@ -59,8 +59,8 @@ enum Command {
         #[arg(long, default_value_t = 10.0)]
         seconds: f64,
     },
-    /// Opens sessions and keeps them, dials again as a helper would, and prints a JSON object a second and one
-    /// whenever all are open.
+    /// Opens sessions and keeps them, dials again as a helper would, and prints a JSON object a second, one
+    /// whenever all are open, and one for each session that ends for good.
     Hold(Hold),
 }
 

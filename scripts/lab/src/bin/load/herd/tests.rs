@@ -52,6 +52,18 @@ fn a_verdict_stops_a_client() {
 }
 
 #[test]
+fn a_verdict_on_an_open_session_says_whose() {
+    let mut bench = Bench::new();
+    bench.connect();
+    bench.until(|herd| herd.count(Standing::Open) == CLIENTS);
+    bench.gateway.stop(Instant::now(), Close::Revoked, "");
+    bench.until(|herd| herd.count(Standing::Stopped) == CLIENTS);
+    let mut stopped = std::mem::take(&mut bench.herd.stopped);
+    stopped.sort();
+    assert_eq!(stopped, (0..CLIENTS).map(|client| (client, "revoked".to_owned())).collect::<Vec<_>>());
+}
+
+#[test]
 fn a_gateway_that_is_silent_is_tried_again_after_a_pause() {
     let mut bench = Bench::new();
     bench.connect();
