@@ -50,7 +50,12 @@ impl Leaf {
             return Ok(None);
         }
         let chain = leaf.chain().to_vec();
-        let transport = ServerTransport::new(authority.certificate_der(), chain, leaf.private_key(), self.tuning)?;
+        let transport = ServerTransport::new(
+            std::slice::from_ref(authority.certificate_der()),
+            chain,
+            leaf.private_key(),
+            self.tuning,
+        )?;
         let until = leaf.facts().map_or(now, |facts| facts.not_after);
         self.shown = Some((pin, until));
         Ok(Some(transport))

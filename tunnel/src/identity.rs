@@ -15,10 +15,12 @@ mod pin;
 #[cfg(test)]
 mod tests;
 
+pub use rustls::pki_types::CertificateDer;
+
 pub use authority::{Authority, Issued, MAX_CSR};
-pub use credential::{Credential, PrivatePem};
+pub use credential::{Credential, PrivatePem, certificates_pem};
 pub use device::{DeviceId, DeviceKey, verify_challenge};
-pub use facts::{CertificateFacts, is_device_certificate, verify_csr};
+pub use facts::{CertificateFacts, is_authority, is_device_certificate, is_signed_by, verify_csr};
 pub use names::{MAX_NAME, printable};
 pub use pin::Pin;
 

@@ -280,7 +280,8 @@ impl Gateway {
     pub async fn session(&self, device: &Device) -> Result<Session, ConnectionError> {
         let connection = self.connect(b"culvert/1", Some((&device.enrolment.chain, &device.key))).await?;
         let mut control = Talk::open(&connection).await;
-        let hello = Hello { version: control::VERSION, client: "test".into(), platform: "linux".into() };
+        let hello =
+            Hello { version: control::VERSION, client: "test".into(), platform: "linux".into(), authorities: vec![] };
         control.send(&FromClient::Hello(hello)).await;
         match control.receive().await {
             FromServer::Welcome(welcome) => Ok(Session { connection, welcome, control }),
