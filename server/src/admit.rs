@@ -250,6 +250,7 @@ mod tests {
             created: now(),
             last_seen: None,
             revoked_at: None,
+            authority: None,
         };
         (CertificateFacts::read(&issued.der).unwrap(), device)
     }

@@ -171,12 +171,16 @@ async fn serve(
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hang_up = signal(SignalKind::hangup())?;
     let lock = state.lock()?;
-    let authority = state.authority()?;
+    if let Ok(lock) = state.lock_rotation() {
+        state.tidy_rotation(&lock)?;
+    }
+    let authorities_stamp = state.authorities_stamp();
+    let authorities = state.authorities()?;
     let cids = state.cid_key(&lock)?;
     let mut settings = Settings::resolve(&config, &registry).await?;
     check_stranded(registry.stranded(&settings.pool).await?, &settings)?;
     let mut leaf = Leaf::new(state.clone(), Tuning { congestion: config.congestion });
-    let transport = leaf.renewed(&authority, &settings, SystemTime::now())?.ok_or(GatewayError::NoLeaf)?;
+    let transport = leaf.renewed(&authorities, &settings, SystemTime::now())?.ok_or(GatewayError::NoLeaf)?;
 
     let netlink = Netlink::open()?;
     check_overlap(&settings.pool, &netlink.local_networks().await?)?;
@@ -232,8 +236,8 @@ async fn serve(
     let watchdog = watchdog::watch(asked.clone(), handles.clone(), settings.endpoint.with_port(settings.port));
     let door = door::open(config.bans.clone(), state.root(), banned, handles.clone());
     let registry = registry.clone();
-    let authority = Arc::new(authority);
-    let office = Arc::new(Office { registry, authority, config, settings, dns, door: door.clone() });
+    let authorities = Arc::new(authorities);
+    let office = Arc::new(Office { registry, authorities, config, settings, dns, door: door.clone() });
     let reload = asked.clone();
     let stop = async {
         let signal = loop {
@@ -254,7 +258,7 @@ async fn serve(
         manager::stopping();
         tracing::info!(event = "stopping", signal);
     };
-    let sessions = Sessions::new(office, handles, leaf, reloader).await?.run(events, requests, stop);
+    let sessions = Sessions::new(office, handles, leaf, authorities_stamp, reloader).await?.run(events, requests, stop);
     manager::ready();
     let outcome = tokio::select! {
         outcome = sessions => outcome,

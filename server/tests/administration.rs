@@ -107,7 +107,7 @@ fn a_certificate_is_renewed_in_the_session_and_the_session_goes_on() {
         let device = gateway.enrol(&gateway.invite("anna")).await.unwrap();
         let mut session = gateway.session(&device).await.unwrap();
         let before = CertificateFacts::read(&device.enrolment.chain[0]).unwrap();
-        session.control.send(&FromClient::Renew { csr: device.key.csr("laptop").unwrap() }).await;
+        session.control.send(&FromClient::Renew { csr: device.key.csr("laptop").unwrap(), authority: None }).await;
         let FromServer::Certificate { chain } = session.control.receive().await else { panic!("a certificate") };
         let (id, pin) = (device.enrolment.device_id, device.key.pin());
         assert!(is_device_certificate(&chain[0].0, &chain[1].0, id, pin).unwrap());
@@ -126,7 +126,10 @@ fn a_certificate_for_another_key_is_not_issued() {
     with_gateway("a_certificate_for_another_key_is_not_issued", async |gateway| {
         let device = gateway.enrol(&gateway.invite("anna")).await.unwrap();
         let mut session = gateway.session(&device).await.unwrap();
-        session.control.send(&FromClient::Renew { csr: DeviceKey::generate().unwrap().csr("laptop").unwrap() }).await;
+        session
+            .control
+            .send(&FromClient::Renew { csr: DeviceKey::generate().unwrap().csr("laptop").unwrap(), authority: None })
+            .await;
         gateway.logs("event=renew_failed").await;
         let shown = gateway.json(&["devices", "show", "laptop", "--json"]);
         let before = CertificateFacts::read(&device.enrolment.chain[0]).unwrap();

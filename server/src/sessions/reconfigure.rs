@@ -33,19 +33,12 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
         // The networks wait for a restart, whoever changed what they come from, and so does the resolver.
         let settings = Settings { pool: old.settings.pool, answers: old.settings.answers, ..settings };
         let transport =
-            self.leaf.renewed(&old.authority, &settings, SystemTime::now()).map_err(|error| refused(&error))?;
+            self.leaf.renewed(&old.authorities, &settings, SystemTime::now()).map_err(|error| refused(&error))?;
         if config.isolation != old.config.isolation {
             nat::put(&config.device, &settings.pool, config.isolation, config.nat).map_err(|error| refused(&error))?;
         }
         // From here on nothing fails.
-        self.office = Arc::new(Office {
-            registry: old.registry.clone(),
-            authority: Arc::clone(&old.authority),
-            config,
-            settings,
-            dns: old.dns.clone(),
-            door: old.door.clone(),
-        });
+        self.office = Arc::new(Office { config, settings, ..Office::clone(&old) });
         let Office { config, settings, .. } = &*self.office;
         log::reconfigure(config);
         old.door.configure(config.bans.clone()).await;
@@ -75,7 +68,7 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
 
     /// The gateway's own certificate is renewed before it ends; open sessions do not notice.
     pub(super) async fn renew_leaf(&mut self) {
-        match self.leaf.renewed(&self.office.authority, &self.office.settings, SystemTime::now()) {
+        match self.leaf.renewed(&self.office.authorities, &self.office.settings, SystemTime::now()) {
             Ok(None) => {}
             Ok(Some(transport)) => {
                 for shard in &self.shards {

@@ -51,7 +51,7 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
             pool: (settings.pool.size().into(), counts.active + counts.expired + counts.revoked),
             counts,
             bans: None,
-            certificates: [Some(self.office.authority.facts().not_after), self.leaf.not_after()],
+            certificates: [Some(self.office.authorities.current().facts().not_after), self.leaf.not_after()],
             port: config.listen.port(),
             dns: dns.as_ref().map(|counters| counters.snapshot()),
             devices,

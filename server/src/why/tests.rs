@@ -178,6 +178,7 @@ fn device() -> Device {
         created: now() - days(40),
         last_seen: Some(now() - time::Duration::hours(5)),
         revoked_at: None,
+        authority: None,
     }
 }
 
