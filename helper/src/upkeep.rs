@@ -19,7 +19,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(3_600);
 /// The shortest time between two requests.
 const ASK_AGAIN: Duration = Duration::from_secs(10);
 /// The time between two requests for a certificate of another CA; the gateway hears one in ten seconds.
-const ASK_AUTHORITY_AGAIN: Duration = Duration::from_secs(15);
+const ASK_AUTHORITY_AGAIN: Duration = Duration::from_secs(11);
 
 /// Why what the gateway sent is not kept.
 #[derive(Debug, thiserror::Error)]

@@ -31,7 +31,7 @@ pub struct Authorities {
 #[derive(Debug)]
 pub enum Second {
     /// It takes the current one's place.
-    Coming(Authority),
+    Coming(Box<Authority>),
     /// It was to come and does not. Its key is gone; devices have certificates of it.
     Leaving(CertificateDer<'static>),
 }
@@ -115,7 +115,7 @@ impl Authorities {
     pub fn signer(&self, asked: Option<Pin>) -> Option<&Authority> {
         let Some(pin) = asked else { return Some(&self.current) };
         let coming = match &self.second {
-            Some(Second::Coming(coming)) => Some(coming),
+            Some(Second::Coming(coming)) => Some(&**coming),
             Some(Second::Leaving(_)) | None => None,
         };
         std::iter::once(&self.current).chain(coming).find(|authority| authority.pin() == pin)
@@ -157,7 +157,7 @@ mod tests {
         let one = Authorities::new(old, None, None);
         assert_eq!(one.issuer(&of_old), Ok(Issuer::Counts(pins[0])));
         assert_eq!(one.signer(Some(pins[1])).map(Authority::pin), None);
-        let coming = Authorities::new(one.current, Some(Second::Coming(new)), None);
+        let coming = Authorities::new(one.current, Some(Second::Coming(Box::new(new))), None);
         assert_eq!(coming.trusted_pins(), [pins[1], pins[0]]);
         assert_eq!(coming.accepted().len(), 2);
         assert_eq!(coming.signer(None).map(Authority::pin), Some(pins[0]), "an older client");

@@ -54,7 +54,9 @@ pub enum IdentityError {
     #[error("the certificate is not a P-256 certificate authority")]
     NotAuthority,
     /// The CA is past its end, so nothing it issues would be accepted.
-    #[error("the certificate authority has expired; make a new one with init and invite every device again")]
+    #[error(
+        "the certificate authority has expired; make a new one with init and invite every device again (ca rotate does it without that, before the end)"
+    )]
     AuthorityExpired,
     /// The request is longer than [`MAX_CSR`].
     #[error("a certificate request of {0} bytes exceeds the {MAX_CSR}-byte limit")]

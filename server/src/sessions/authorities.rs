@@ -62,7 +62,8 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
         let message = FromServer::Authorities { authorities };
         let links: Vec<LinkId> = self.untold.drain(..self.untold.len().min(AT_ONCE)).collect();
         for link in links {
-            if let Some(Link::Open(_)) = self.links.get(&link) {
+            if let Some(Link::Open(session)) = self.links.get_mut(&link) {
+                session.renewed = None; // it will ask at once
                 self.send(link, &message).await;
             }
         }

@@ -72,7 +72,7 @@ impl StateDir {
         let Some(text) = self.read_if_there(&path)? else { return Ok(None) };
         let wrong = |error| StateError::Identity { path: path.clone(), error };
         match Authority::load(&text, &text) {
-            Ok(authority) => Ok(Some(Second::Coming(authority))),
+            Ok(authority) => Ok(Some(Second::Coming(Box::new(authority)))),
             Err(IdentityError::Pem(_)) => {
                 let certificate = Credential::chain_from_pem(&text).map_err(wrong)?.remove(0);
                 Ok(Some(Second::Leaving(certificate)))
