@@ -671,7 +671,10 @@ impl Session {
 
     /// Sets the machine up for a welcome; keeps what is already right.
     async fn install(&mut self, welcome: &Welcome) -> Result<(), Problem> {
-        if self.installed.as_ref().is_some_and(|installed| installed.fits(&self.options, welcome)) {
+        if let Some(installed) = &mut self.installed
+            && (installed.fits(&self.options, welcome)
+                || installed.change(&self.options, welcome, &mut self.journal).await?)
+        {
             return Ok(());
         }
         self.uninstall().await;

@@ -6,6 +6,7 @@ mod reconfigure;
 mod scrape;
 mod upkeep;
 
+pub use reconfigure::{Followers, Reloading};
 pub use upkeep::Proof;
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
@@ -36,7 +37,7 @@ use crate::leaf::Leaf;
 use crate::log::{port, reopen, src};
 use crate::metrics::{self, Totals};
 use crate::registry::{Device, Registry, RegistryError, Seen};
-use crate::reload::{Judged, Reloader};
+use crate::reload::Judged;
 use crate::state::Stamp;
 use crate::times::rfc3339;
 
@@ -67,7 +68,7 @@ pub struct Sessions<R, D: Interface> {
     /// Device id → its open session.
     devices: HashMap<String, LinkId>,
     challenges: Challenges,
-    reloader: Reloader,
+    reloading: Reloading<R>,
     leaf: Leaf,
     /// The files that `office.authorities` came from.
     authorities_stamp: Stamp,
@@ -137,7 +138,7 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
         shards: Vec<ShardHandle<D>>,
         leaf: Leaf,
         authorities_stamp: Stamp,
-        reloader: Reloader,
+        reloading: Reloading<R>,
     ) -> Result<Self, RegistryError> {
         let (notes, queue) = mpsc::channel(NOTES);
         tokio::spawn(keep_notes(office.registry.clone(), queue));
@@ -153,7 +154,7 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
             links: HashMap::new(),
             devices: HashMap::new(),
             challenges,
-            reloader,
+            reloading,
             leaf,
             authorities_stamp,
             untold: VecDeque::new(),
