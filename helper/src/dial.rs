@@ -8,7 +8,6 @@ use std::time::Duration;
 use culvert_protocol::{Code, Problem, code};
 use culvert_tunnel::close::{Close, Down, ECode};
 use culvert_tunnel::control::{self, FromClient, Hello, Refused};
-use culvert_tunnel::identity::Credential;
 use culvert_tunnel::shard::cid::CidKey;
 use culvert_tunnel::shard::engine::Role;
 use culvert_tunnel::shard::{RunningShard, ShardConfig, spawn};
@@ -19,6 +18,7 @@ use tokio::time::timeout;
 use crate::device::Tun;
 use crate::names::Names;
 use crate::outside;
+use crate::profile::Profile;
 use crate::supervisor::Cause;
 
 /// How long a name server may take.
@@ -103,18 +103,20 @@ pub fn open_socket(fwmark: u32) -> io::Result<UdpSocket> {
 ///
 /// # Errors
 /// E303 for an identity that cannot be used.
-pub fn transport(credential: &Credential) -> Result<ClientTransport, Problem> {
-    let authority = credential.chain().last().ok_or_else(|| Problem::new(code::UNKNOWN))?;
-    ClientTransport::session(authority, credential.chain().to_vec(), credential.private_key(), Tuning::default())
+pub fn transport(profile: &Profile) -> Result<ClientTransport, Problem> {
+    let credential = profile.credential().map_err(|error| damaged(&error))?;
+    let authorities = profile.authorities().map_err(|error| damaged(&error))?;
+    ClientTransport::session(&authorities, credential.chain().to_vec(), credential.private_key(), Tuning::default())
         .map_err(|error| damaged(&error))
 }
 
 /// What a client says first.
-pub fn hello() -> FromClient {
+pub fn hello(profile: &Profile) -> FromClient {
     FromClient::Hello(Hello {
         version: control::VERSION,
         client: concat!("culvert ", env!("CARGO_PKG_VERSION")).into(),
         platform: std::env::consts::OS.into(),
+        authorities: profile.pins(),
     })
 }
 

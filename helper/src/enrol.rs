@@ -65,7 +65,8 @@ async fn converse(
     key: &DeviceKey,
     device_name: &str,
 ) -> Result<Enrolment, Problem> {
-    let transport = ClientTransport::enrolment(invitation.pin, Tuning::default()).map_err(|error| internal(&error))?;
+    let transport =
+        ClientTransport::enrolment(vec![invitation.pin], Tuning::default()).map_err(|error| internal(&error))?;
     let mut last = Problem::new(code::NO_ANSWER);
     for (remote, server_name) in candidates {
         match dial(shard, remote, server_name, transport.clone()).await {
@@ -170,6 +171,7 @@ fn profile(enrolment: Enrolment, key: DeviceKey) -> Result<Profile, Problem> {
         chain_pem: credential.chain_pem(),
         key_pem: credential.key_pem().expose().into(),
         sealed: None,
+        authorities_pem: String::new(),
         carried: None,
     })
 }

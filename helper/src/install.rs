@@ -60,6 +60,44 @@ impl Installed {
         self.plan == plan(options, welcome) && self.servers == servers(options, welcome)
     }
 
+    /// Puts another welcome in force in the same interface, where only routes and names differ. False when the
+    /// interface has to be made anew; what is in force then can only be undone.
+    ///
+    /// # Errors
+    /// One sentence with its code, for name servers that cannot be put in force; the old ones are not any more.
+    pub async fn change(
+        &mut self,
+        options: &Options,
+        welcome: &Welcome,
+        journal: &mut Journal,
+    ) -> Result<bool, Problem> {
+        let (wanted, servers) = (plan(options, welcome), servers(options, welcome));
+        if !self.plan.is_same_interface(&wanted) {
+            return Ok(false);
+        }
+        match self.routes.change(&self.plan, &wanted, journal).await {
+            Ok(true) => self.plan = wanted,
+            Ok(false) => return Ok(false),
+            Err(error) => {
+                tracing::debug!(%error, "the routes cannot be changed in place");
+                return Ok(false);
+            }
+        }
+        if self.servers != servers {
+            let refused = |error| system("The gateway's name servers cannot be put in force", &error);
+            if let Some(guard) = self.dns.take() {
+                guard.undo(journal).await.map_err(refused)?;
+            }
+            if let Some(servers) = &servers {
+                self.dns = Some(DnsGuard::apply(servers, self.routes.index(), journal).await.map_err(refused)?);
+            }
+            self.servers = servers;
+        }
+        let notes = self.routes.note().into_iter().chain(self.dns.as_ref().and_then(DnsGuard::note));
+        self.notes = notes.map(str::to_owned).collect();
+        Ok(true)
+    }
+
     /// Undoes everything, also after a part of it has failed.
     ///
     /// # Errors

@@ -10,7 +10,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use culvert_tunnel::identity::{CertificateFacts, Credential, DeviceId, IdentityError, Pin};
+use culvert_tunnel::identity::{CertificateDer, CertificateFacts, Credential, DeviceId, IdentityError, Pin};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroize;
@@ -40,6 +40,10 @@ pub struct Profile {
     pub user: String,
     /// The device's certificate and the CA's, PEM.
     pub chain_pem: String,
+    /// The CAs that may vouch for the gateway, PEM, as it told; the first one is to sign the device's certificate.
+    /// Empty for the one of `chain_pem`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub authorities_pem: String,
     /// The device's private key, PKCS#8 PEM. Empty on the disk, and until it is opened, where `sealed` is there.
     #[serde(default)]
     pub key_pem: String,
@@ -98,9 +102,33 @@ impl Profile {
         }
     }
 
-    /// The pin of the gateway's CA: two profiles with one pin are the same gateway.
+    /// The pin of the CA that signed the device's certificate.
     pub fn authority(&self) -> Option<Pin> {
         Pin::of_certificate(Credential::chain_from_pem(&self.chain_pem).ok()?.last()?).ok()
+    }
+
+    /// The CAs that may vouch for the gateway, the one to have a certificate of first.
+    ///
+    /// # Errors
+    /// [`IdentityError`] for a file that was edited or damaged.
+    pub fn authorities(&self) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
+        if !self.authorities_pem.is_empty() {
+            return Credential::chain_from_pem(&self.authorities_pem);
+        }
+        Ok(Credential::chain_from_pem(&self.chain_pem)?.pop().into_iter().collect())
+    }
+
+    /// The pins of [`Self::authorities`]; none of a damaged file.
+    pub fn pins(&self) -> Vec<Pin> {
+        let authorities = self.authorities().unwrap_or_default();
+        authorities.iter().filter_map(|authority| Pin::of_certificate(authority).ok()).collect()
+    }
+
+    /// True for two identities at one gateway: they share a CA, or the gateway says that it is the same device.
+    fn is_same_gateway(&self, other: &Self) -> bool {
+        let (own, others) = (self.pins(), other.pins());
+        own.iter().any(|pin| others.contains(pin))
+            || (self.device_id == other.device_id && self.server_name == other.server_name)
     }
 
     /// As it goes to the disk.
@@ -170,8 +198,7 @@ impl Profiles {
         }
     }
 
-    /// Keeps a profile and makes it the default one. It replaces that of the same gateway (the
-    /// same CA); another gateway of the same name gets a number.
+    /// Keeps a profile and makes it the default one. It replaces that of the same gateway; another gateway of the same name gets a number.
     ///
     /// # Errors
     /// What the file system says; the profiles are as they were then.
@@ -254,11 +281,10 @@ impl Profiles {
 
     fn name_for(&self, profile: &Profile) -> io::Result<String> {
         let base = slug(&profile.gateway);
-        let authority = profile.authority();
         for number in 1.. {
             let name = if number == 1 { base.clone() } else { format!("{base}-{number}") };
             match self.load(&name) {
-                Ok(known) if known.authority() != authority => {}
+                Ok(known) if !known.is_same_gateway(profile) => {}
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => {} // not ours to overwrite
                 Ok(_) => return Ok(name),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(name),
@@ -328,6 +354,16 @@ mod tests {
         assert_eq!(profiles.keep(profile("Acme", &acme)).unwrap().name, "acme");
         assert_eq!(profiles.keep(profile("Acme", &impostor)).unwrap().name, "acme-2");
         assert_eq!(profiles.names().unwrap(), ["acme", "acme-2"]);
+    }
+
+    #[test]
+    fn a_gateway_with_another_authority_is_the_same_one_to_a_device_that_it_renews() {
+        let dir = tempfile::tempdir().unwrap();
+        let profiles = Profiles::open(dir.path()).unwrap();
+        let old = profiles.keep(profile("Acme", &authority())).unwrap();
+        let invited = Profile { device_id: old.device_id, ..profile("Acme", &authority()) };
+        assert_eq!(profiles.keep(invited).unwrap().name, "acme");
+        assert_eq!(profiles.names().unwrap(), ["acme"]);
     }
 
     #[test]
@@ -407,6 +443,7 @@ mod tests {
             chain_pem: credential.chain_pem(),
             key_pem: credential.key_pem().expose().into(),
             sealed: None,
+            authorities_pem: String::new(),
             carried: None,
         }
     }

@@ -47,6 +47,12 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// True when both are of one interface with one pair of addresses: only destinations differ.
+    pub fn is_same_interface(&self, other: &Self) -> bool {
+        let rest = |plan: &Self| Self { routes: vec![], excluded: vec![], networks: vec![], ..plan.clone() };
+        rest(self) == rest(other)
+    }
+
     /// True when all IPv4 traffic goes into the tunnel.
     pub fn is_full_v4(&self) -> bool {
         self.routes.iter().any(|net| matches!(net, IpNet::V4(v4) if v4.prefix_len() == 0))
@@ -233,6 +239,16 @@ impl RouteGuard {
     /// See [`RouteError`].
     pub async fn apply(plan: &Plan, journal: &mut Journal) -> Result<Self, RouteError> {
         imp::Routes::apply(plan, journal).await.map(Self)
+    }
+
+    /// Puts `plan` in force in place of `old`, of the same interface, without a moment in which a destination of
+    /// both is not carried. False where that cannot be done in place; after an error, too, the guard can only be
+    /// undone.
+    ///
+    /// # Errors
+    /// See [`RouteError`].
+    pub async fn change(&mut self, old: &Plan, plan: &Plan, journal: &mut Journal) -> Result<bool, RouteError> {
+        self.0.change(old, plan, journal).await
     }
 
     /// What is not reached through the tunnel, in a sentence.

@@ -451,10 +451,10 @@ impl Service {
         if !self.session.note_carried() {
             return;
         }
-        if let Some(profile) = self.session.profile()
-            && let Err(error) = self.profiles.update(profile)
-        {
-            tracing::warn!(%error, "the profile cannot be saved");
+        match self.session.profile().map(|profile| self.profiles.update(profile)) {
+            Some(Ok(())) => self.session.confirm_saved().await,
+            Some(Err(error)) => tracing::warn!(%error, "the profile cannot be saved"),
+            None => {}
         }
         if let Err(problem) = self.hold().await {
             tracing::error!(%problem, "the kill switch");

@@ -13,6 +13,7 @@ use std::time::{Duration, SystemTime};
 use culvert_protocol::{Overlap, Problem, Step, Timestamp, code};
 use culvert_tunnel::close::{Close, Down};
 use culvert_tunnel::control::{self, Base64, FrameError, FromClient, FromServer, Welcome};
+use culvert_tunnel::identity;
 use culvert_tunnel::shard::RunningShard;
 use culvert_tunnel::shard::mailbox::{Command, Established, Event, Lease, LinkId};
 use culvert_tunnel::stats::{Drops, LinkStats, ShardStats};
@@ -114,8 +115,10 @@ pub struct Session {
     known: Vec<Candidate>,
     /// None of `known` led to the gateway the last time: look its name up again.
     stale: bool,
-    /// The profile has a new certificate that is not on the disk yet.
+    /// The profile has a new certificate, or other CAs, that are not on the disk yet.
     renewed: bool,
+    /// The gateway waits to hear that a certificate by this CA is on the disk.
+    unconfirmed: Option<identity::Pin>,
 }
 
 impl std::fmt::Debug for Session {
@@ -157,6 +160,7 @@ impl Session {
             known: Vec::new(),
             stale: false,
             renewed: false,
+            unconfirmed: None,
         }
     }
 
@@ -206,6 +210,13 @@ impl Session {
         let (Some(installed), Some(profile)) = (&self.installed, &mut self.profile) else { return renewed };
         let carried = Some(installed.carried());
         std::mem::replace(&mut profile.carried, carried.clone()) != carried || renewed
+    }
+
+    /// The profile is on the disk as it is here; a gateway that gives devices certificates of another CA is told.
+    pub async fn confirm_saved(&mut self) {
+        if let (Some(authority), Some(live)) = (self.unconfirmed.take(), &self.live) {
+            self.say(live.link, &FromClient::Kept { authority }).await;
+        }
     }
 
     /// What is in force on this machine.
@@ -405,7 +416,7 @@ impl Session {
         if profile.is_locked() {
             return Err(Problem::new(code::LOCKED));
         }
-        dial::transport(&profile.credential().map_err(|error| dial::damaged(&error))?)
+        dial::transport(profile)
     }
 
     async fn on_due(&mut self) -> Option<Input> {
@@ -469,7 +480,9 @@ impl Session {
         for other in others {
             self.close(other, "another address was faster").await;
         }
-        self.say(link, &dial::hello()).await;
+        if let Some(profile) = &self.profile {
+            self.say(link, &dial::hello(profile)).await;
+        }
         let due = Instant::now() + WELCOME_WITHIN;
         self.attempt = Attempt::Waiting { established: Box::new(established), endpoint, due };
         Some(Input::Reached(Step::Welcome))
@@ -532,6 +545,10 @@ impl Session {
             }
             Ok(FromServer::Certificate { chain }) if !waiting => {
                 self.on_certificate(chain);
+                None
+            }
+            Ok(FromServer::Authorities { authorities }) if !waiting => {
+                self.on_authorities(authorities);
                 None
             }
             Ok(FromServer::Unsupported { what }) => {
@@ -600,6 +617,7 @@ impl Session {
     async fn on_renewal_due(&mut self) {
         let (Some(profile), Some(live)) = (&self.profile, &mut self.live) else { return };
         let link = live.link;
+        self.renewed |= self.unconfirmed.is_some(); // it could not be saved the last time
         let request = match upkeep::due_for(profile, SystemTime::now()) {
             Renewal::Wait(time) => {
                 live.renewal_due = Instant::now() + time;
@@ -620,12 +638,27 @@ impl Session {
         let (Some(profile), Some(live)) = (&mut self.profile, &mut self.live) else { return };
         match upkeep::accept(profile, chain) {
             Ok(chain_pem) => {
+                let before = profile.authority();
                 profile.chain_pem = chain_pem;
+                self.unconfirmed = profile.authority().filter(|now| Some(*now) != before).or(self.unconfirmed);
                 self.renewed = true;
                 live.renewal_due = Instant::now();
                 tracing::info!("the certificate is renewed");
             }
             Err(error) => tracing::warn!(%error, "the certificate is not renewed"),
+        }
+    }
+
+    fn on_authorities(&mut self, authorities: Vec<Base64>) {
+        let (Some(profile), Some(live)) = (&mut self.profile, &mut self.live) else { return };
+        match upkeep::learn(authorities) {
+            Ok(authorities_pem) => {
+                profile.authorities_pem = authorities_pem;
+                self.renewed = true;
+                live.renewal_due = Instant::now(); // after it is saved: `next` comes later
+                tracing::info!(authorities = ?profile.pins(), "the gateway has another certificate authority");
+            }
+            Err(error) => tracing::warn!(%error, "the gateway's certificate authorities stay as they were"),
         }
     }
 
@@ -641,7 +674,10 @@ impl Session {
 
     /// Sets the machine up for a welcome; keeps what is already right.
     async fn install(&mut self, welcome: &Welcome) -> Result<(), Problem> {
-        if self.installed.as_ref().is_some_and(|installed| installed.fits(&self.options, welcome)) {
+        if let Some(installed) = &mut self.installed
+            && (installed.fits(&self.options, welcome)
+                || installed.change(&self.options, welcome, &mut self.journal).await?)
+        {
             return Ok(());
         }
         self.uninstall().await;

@@ -498,6 +498,7 @@ fn profile(gateway: &str, endpoint: &str) -> Profile {
         chain_pem: credential.chain_pem(),
         key_pem: credential.key_pem().expose().into(),
         sealed: None,
+        authorities_pem: String::new(),
         carried: None,
     }
 }

@@ -399,7 +399,7 @@ impl Bench {
         let now = SystemTime::now();
         let credential = self.authority.issue_server(&["192.0.2.1".into()], now).unwrap();
         let transport = ServerTransport::new(
-            self.authority.certificate_der(),
+            std::slice::from_ref(self.authority.certificate_der()),
             credential.chain().to_vec(),
             credential.private_key(),
             Tuning::default(),
@@ -613,6 +613,7 @@ fn profile(authority: &Authority) -> Profile {
         chain_pem: credential.chain_pem(),
         key_pem: credential.key_pem().expose().into(),
         sealed: None,
+        authorities_pem: String::new(),
         carried: None,
     }
 }

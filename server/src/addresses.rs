@@ -43,6 +43,15 @@ impl Pool {
         self.ipv6
     }
 
+    /// This pool with a larger IPv4 network in which every address means what it meant: it begins where this one
+    /// does, so that the gateway keeps its addresses and devices keep their IPv6 ones. `None` for any other network.
+    #[must_use]
+    pub fn grown_to(&self, ipv4: Ipv4Net) -> Option<Self> {
+        let ipv4 = ipv4.trunc();
+        let grows = ipv4.network() == self.ipv4.network() && ipv4.prefix_len() <= self.ipv4.prefix_len();
+        grows.then_some(Self { ipv4, ipv6: self.ipv6 })
+    }
+
     /// The gateway's own addresses.
     pub fn gateway(&self) -> Lease {
         self.lease(1)
@@ -93,6 +102,19 @@ mod tests {
         assert_eq!((first, last), (Ipv4Addr::new(100, 77, 3, 2), Ipv4Addr::new(100, 77, 3, 254)));
         assert_eq!(pool.lease_of(first).unwrap().ipv6, Some("fd4e:9a1c::2".parse().unwrap()));
         assert_eq!(pool.size(), 253);
+    }
+
+    #[test]
+    fn a_pool_grows_where_nobody_gets_another_address() {
+        let small = pool("100.77.2.0/24");
+        let grown = small.grown_to("100.77.2.0/23".parse().unwrap()).unwrap();
+        assert_eq!((grown.size(), grown.gateway()), (509, small.gateway()));
+        let (first, last) = ends(&small);
+        assert_eq!([first, last].map(|address| grown.lease_of(address)), [first, last].map(|a| small.lease_of(a)));
+        assert_eq!(small.grown_to(small.ipv4()), Some(small));
+        for other in ["100.77.0.0/22", "100.77.2.0/25", "100.78.2.0/23"] {
+            assert_eq!(small.grown_to(other.parse().unwrap()), None, "{other}");
+        }
     }
 
     proptest! {

@@ -13,6 +13,7 @@ pub mod invite;
 pub mod invites;
 pub mod lists;
 pub mod mdm;
+pub mod rotate;
 pub mod service;
 pub mod why;
 
@@ -127,6 +128,9 @@ pub enum AdminError {
     /// It would be tried out.
     #[error("a passphrase has at least {0} characters; four or five words are easy to keep")]
     ShortPassphrase(usize),
+    /// A step of a rotation that is none now.
+    #[error(transparent)]
+    Rotation(#[from] rotate::RotationError),
     /// A backup does not open.
     #[error(transparent)]
     Sealed(#[from] SealError),

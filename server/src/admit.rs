@@ -224,7 +224,7 @@ mod tests {
 
     #[test]
     fn another_version_is_refused() {
-        let hello = |version| Hello { version, client: String::new(), platform: String::new() };
+        let hello = |version| Hello { version, client: String::new(), platform: String::new(), authorities: vec![] };
         assert_eq!(judge_hello(&hello(VERSION)), Ok(()));
         assert_eq!(judge_hello(&hello(99)).unwrap_err().code, Close::Version);
     }
@@ -250,6 +250,7 @@ mod tests {
             created: now(),
             last_seen: None,
             revoked_at: None,
+            authority: None,
         };
         (CertificateFacts::read(&issued.der).unwrap(), device)
     }

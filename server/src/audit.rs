@@ -74,6 +74,9 @@ pub async fn record_changes(registry: &impl Registry, events: &[Event]) {
             "renamed" => "rename",
             "invite" => "invite",
             "invite_cancel" => "invite_cancel",
+            "ca_rotate" => "ca_rotate",
+            "ca_finish" => "ca_finish",
+            "ca_abort" => "ca_abort",
             _ => continue,
         };
         let device = registry.find_devices(&event.target).await.ok().filter(|found| found.len() == 1);

@@ -11,6 +11,8 @@ use zeroize::Zeroizing;
 
 /// The files of a state directory's `gateway` folder, in the order in which they are written.
 pub const FILES: [&str; 5] = ["ca.pem", "ca.key", "leaf.pem", "cid.key", "registry.sqlite"];
+/// Files of the same folder that are there only while, and after, another CA takes the first one's place.
+pub const MAYBE: [&str; 2] = crate::state::ROTATION_FILES;
 /// The configuration, as it was.
 pub const CONFIG: &str = "config.toml";
 /// Says what this is to whoever opens it with other tools.
@@ -51,7 +53,7 @@ pub fn pack(files: &Files, about: &str) -> Result<Zeroizing<Vec<u8>>, BackupErro
     Ok(Zeroizing::new(archive.into_inner()?))
 }
 
-/// Takes the archive apart again: [`FILES`], all of them, and [`CONFIG`] if it is there.
+/// Takes the archive apart again: [`FILES`], all of them, and [`MAYBE`] and [`CONFIG`] if they are there.
 ///
 /// # Errors
 /// [`BackupError`].
@@ -60,7 +62,7 @@ pub fn unpack(archive: &[u8]) -> Result<Files, BackupError> {
     for entry in tar::Archive::new(archive).entries()? {
         let entry = entry?;
         let name = entry.path()?.to_string_lossy().into_owned();
-        let known = FILES.contains(&name.as_str()) || name == CONFIG;
+        let known = FILES.iter().chain(&MAYBE).any(|file| *file == name) || name == CONFIG;
         let plain = entry.header().entry_type().is_file() && entry.size() <= LARGEST_BYTES;
         if name == ABOUT {
             continue;
@@ -107,6 +109,7 @@ mod tests {
     fn files() -> Files {
         FILES
             .into_iter()
+            .chain(MAYBE)
             .chain([CONFIG])
             .map(|name| (name.to_owned(), Zeroizing::new(name.as_bytes().to_vec())))
             .collect()

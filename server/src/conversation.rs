@@ -14,7 +14,7 @@ use culvert_tunnel::enrol::{
     EnrolKey, Enroller, FromEnrollee, FromEnroller, Grant, NeedsInvitation, ProvenCsr, Refusal,
 };
 use culvert_tunnel::filter::Lease;
-use culvert_tunnel::identity::{Authority, CertificateFacts, DeviceId};
+use culvert_tunnel::identity::{CertificateFacts, DeviceId};
 use culvert_tunnel::shard::mailbox::{Command, Established, LinkId, ShardHandle};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -23,6 +23,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use crate::admit::{self, Refused};
+use crate::authorities::{Authorities, Issuer};
 use crate::config::Config;
 use crate::dns;
 use crate::door::Door;
@@ -38,12 +39,12 @@ pub const STEP_TIMEOUT: Duration = Duration::from_secs(10);
 pub const FRAMES: usize = 4;
 
 /// What every conversation needs.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Office<R> {
     /// The authority on devices and invitations.
     pub registry: R,
-    /// Issues device certificates.
-    pub authority: Arc<Authority>,
+    /// Issue device certificates.
+    pub authorities: Arc<Authorities>,
     /// What the operator chose.
     pub config: Config,
     /// The same, joined with what `init` chose.
@@ -147,6 +148,7 @@ impl<R: Registry, D: Interface> Conversation<R, D> {
         let lease =
             admit::judge_device(&facts, device.as_ref(), &self.office.settings.pool, OffsetDateTime::now_utc())?;
         let Some(device) = device else { return Err(Failed::Gone) }; // `judge_device` refuses `None`
+        self.judge_issuer(leaf, &device).await?;
         peer.name = device.name.clone();
         let hello = self.hello().await?;
         let judged = admit::judge_hello(&hello);
@@ -155,6 +157,28 @@ impl<R: Registry, D: Interface> Conversation<R, D> {
         }
         judged?;
         Ok(Admission { link: self.established.link, device, lease, hello, proof })
+    }
+
+    /// While there are several CAs: may one that this one has signed still come? The registry hears who has which.
+    async fn judge_issuer(&self, certificate: &[u8], device: &Device) -> Result<(), Refused> {
+        let Office { authorities, registry, .. } = &*self.office;
+        if !authorities.are_several() {
+            return Ok(());
+        }
+        let issuer = authorities.issuer(certificate);
+        match issuer.map_err(|error| Refused::new(Close::UnknownDevice, error.to_string()))? {
+            Issuer::Former => Err(Refused::new(
+                Close::Expired,
+                "the gateway has a new certificate authority since this device was last here; ask for a new invitation",
+            )),
+            Issuer::Counts(pin) if device.authority != Some(pin) => {
+                if let Err(error) = registry.holds(&device.id, &pin).await {
+                    tracing::warn!(event = "registry_failed", %error); // it is noted the next time
+                }
+                Ok(())
+            }
+            Issuer::Counts(_) => Ok(()),
+        }
     }
 
     async fn hello(&mut self) -> Result<Hello, Failed> {
@@ -233,7 +257,8 @@ impl<R: Registry, D: Interface> Conversation<R, D> {
     /// Issues the certificate and adds the device. A certificate of a device that was not added
     /// is worth nothing, so it comes first and the registry has the last word.
     async fn grant(&self, invitation: &[u8], whose: Whose, proven: &ProvenCsr) -> Result<(Device, Grant), Failed> {
-        let Office { registry, authority, config, settings, .. } = &*self.office;
+        let Office { registry, authorities, config, settings, .. } = &*self.office;
+        let authority = authorities.current(); // the one that the invitation names
         let id = match whose.renews {
             Some(known) => known.parse(),
             None => DeviceId::generate(),
@@ -249,6 +274,7 @@ impl<R: Registry, D: Interface> Conversation<R, D> {
             spki_sha256: *proven.spki.as_bytes(),
             serial: &issued.serial_hex,
             not_after: issued.not_after.into(),
+            authority: authority.pin(),
             pool: settings.pool,
             devices_per_user: whose.limit,
             now: OffsetDateTime::now_utc(),

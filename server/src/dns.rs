@@ -25,6 +25,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 pub use counters::{Counters, Snapshot};
 pub use system::RESOLV_CONF;
@@ -32,7 +34,7 @@ pub use system::RESOLV_CONF;
 use crate::config::Config;
 use crate::registry::Registry;
 use crate::settings::Settings;
-use listen::{Clients, Sockets};
+use listen::{Clients, Current, Sockets};
 use resolver::Resolver;
 
 /// RFC 1035 section 4.2.
@@ -44,8 +46,7 @@ const OPEN_FILES: u64 = 8192;
 #[derive(Debug)]
 pub struct Forwarder<R> {
     sockets: Sockets,
-    resolver: Arc<Resolver<R>>,
-    clients: Clients,
+    current: watch::Sender<Arc<Current<R>>>,
 }
 
 impl<R: Registry> Forwarder<R> {
@@ -62,18 +63,18 @@ impl<R: Registry> Forwarder<R> {
         port: u16,
         resolv_conf: &Path,
     ) -> io::Result<Self> {
-        let own = own_addresses(settings);
-        let sockets = Sockets::bind(&own, port, interface)?;
+        let sockets = Sockets::bind(&own_addresses(settings), port, interface)?;
         raise_open_files();
-        let pool = settings.pool;
-        let networks = std::iter::once(pool.ipv4().into()).chain(pool.ipv6().map(Into::into)).collect();
-        let resolver = Resolver::new(&config.dns, pool, config.isolation, registry, resolv_conf.to_owned());
-        Ok(Self { sockets, resolver: Arc::new(resolver), clients: Clients { networks, own } })
+        Ok(Self::over(sockets, current(config, settings, registry, resolv_conf, Arc::default())))
+    }
+
+    fn over(sockets: Sockets, current: Current<R>) -> Self {
+        Self { sockets, current: watch::Sender::new(Arc::new(current)) }
     }
 
     /// What it has done; any thread may look.
     pub fn counters(&self) -> Arc<Counters> {
-        Arc::clone(self.resolver.counters())
+        Arc::clone(self.current.borrow().resolver.counters())
     }
 
     /// Where it listens first, by UDP and by TCP.
@@ -84,39 +85,107 @@ impl<R: Registry> Forwarder<R> {
         self.sockets.local_addresses()
     }
 
-    /// Answers until the future is dropped.
-    pub async fn serve(self) {
-        self.sockets.serve(self.resolver, self.clients).await;
+    /// Answers in a task of its own, which ends when what comes back is dropped.
+    pub fn start(self) -> Running<R> {
+        let task = tokio::spawn(self.sockets.serve(self.current.subscribe()));
+        Running { current: self.current, task }
     }
 }
 
-/// The resolver that clients are told of, if they are told of one. One that cannot be had is taken out of what
-/// they are told, and the log says how to repair it.
-pub fn start<R: Registry>(config: &Config, settings: &mut Settings, registry: &R) -> Option<Forwarder<R>> {
-    if !settings.answers {
-        return None;
+/// A resolver that answers. It ends when this is dropped.
+#[derive(Debug)]
+pub struct Running<R> {
+    current: watch::Sender<Arc<Current<R>>>,
+    task: JoinHandle<()>,
+}
+
+impl<R: Registry> Running<R> {
+    /// From now on questions are answered by other settings, in which the gateway has the same inner addresses.
+    /// What was learnt is forgotten, and no question is lost.
+    pub fn change(&self, config: &Config, settings: &Settings, registry: R, resolv_conf: &Path) {
+        let counters = self.counters();
+        self.current.send_replace(Arc::new(current(config, settings, registry, resolv_conf, counters)));
     }
-    let device = Some(config.device.as_str());
-    match Forwarder::bind(config, settings, registry.clone(), device, PORT, Path::new(RESOLV_CONF)) {
-        Ok(forwarder) => Some(forwarder),
-        Err(error) => {
-            settings.answers = false;
-            tracing::warn!(
-                event = "dns_unavailable",
-                %error,
-                "no name server for clients: {}, or set push.dns to other servers",
-                remedy(&error, settings)
-            );
-            None
+
+    /// What it has done, since it was started first.
+    pub fn counters(&self) -> Arc<Counters> {
+        Arc::clone(self.current.borrow().resolver.counters())
+    }
+
+    async fn stop(mut self) {
+        self.task.abort();
+        let _ = (&mut self.task).await; // cancelled
+    }
+}
+
+impl<R> Drop for Running<R> {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+fn current<R: Registry>(
+    config: &Config,
+    settings: &Settings,
+    registry: R,
+    resolv_conf: &Path,
+    counters: Arc<Counters>,
+) -> Current<R> {
+    let pool = settings.pool;
+    let networks = std::iter::once(pool.ipv4().into()).chain(pool.ipv6().map(Into::into)).collect();
+    let resolver = Resolver::new(&config.dns, pool, config.isolation, registry, resolv_conf.to_owned(), counters);
+    Current { resolver: Arc::new(resolver), clients: Clients { networks, own: own_addresses(settings) } }
+}
+
+/// The resolver that clients are told of, while they are told of one.
+#[derive(Debug)]
+pub struct Service<R> {
+    registry: R,
+    running: Option<Running<R>>,
+    /// Of all that have run: no counter goes back.
+    counters: Arc<Counters>,
+}
+
+impl<R: Registry> Service<R> {
+    /// None answers yet.
+    pub fn new(registry: R) -> Self {
+        Self { registry, running: None, counters: Arc::default() }
+    }
+
+    /// Starts it, changes it or ends it, as the settings want. One that cannot be had is taken out of what clients
+    /// are told, and the log says how to repair it.
+    pub async fn apply(&mut self, config: &Config, settings: &mut Settings) {
+        if !settings.answers {
+            if let Some(running) = self.running.take() {
+                running.stop().await; // its sockets are free for whoever is next
+            }
+            return;
+        }
+        let (registry, resolv_conf) = (self.registry.clone(), Path::new(RESOLV_CONF));
+        if let Some(running) = &self.running {
+            return running.change(config, settings, registry, resolv_conf);
+        }
+        match Sockets::bind(&own_addresses(settings), PORT, Some(&config.device)) {
+            Ok(sockets) => {
+                raise_open_files();
+                let current = current(config, settings, registry, resolv_conf, Arc::clone(&self.counters));
+                self.running = Some(Forwarder::over(sockets, current).start());
+            }
+            Err(error) => {
+                settings.answers = false;
+                tracing::warn!(
+                    event = "dns_unavailable",
+                    %error,
+                    "no name server for clients: {}, or set push.dns to other servers",
+                    remedy(&error, settings)
+                );
+            }
         }
     }
-}
 
-/// [`Forwarder::serve`], if there is one; never ends.
-pub async fn serve<R: Registry>(forwarder: Option<Forwarder<R>>) {
-    match forwarder {
-        Some(forwarder) => forwarder.serve().await,
-        None => std::future::pending().await,
+    /// What it has done; `None` while there is none.
+    pub fn counters(&self) -> Option<Arc<Counters>> {
+        self.running.as_ref().map(|_| Arc::clone(&self.counters))
     }
 }
 

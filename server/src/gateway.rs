@@ -38,7 +38,7 @@ use crate::registry::sqlite::SqliteRegistry;
 use crate::registry::{Device, Registry, RegistryError};
 use crate::reload::Reloader;
 use crate::selfcheck;
-use crate::sessions::{LoopError, Sessions};
+use crate::sessions::{Followers, LoopError, Reloading, Sessions};
 use crate::settings::{Settings, SettingsError};
 use crate::speed::{self, Speed};
 use crate::state::{StateDir, StateError};
@@ -171,12 +171,16 @@ async fn serve(
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hang_up = signal(SignalKind::hangup())?;
     let lock = state.lock()?;
-    let authority = state.authority()?;
+    if let Ok(lock) = state.lock_rotation() {
+        state.tidy_rotation(&lock)?;
+    }
+    let authorities_stamp = state.authorities_stamp();
+    let authorities = state.authorities()?;
     let cids = state.cid_key(&lock)?;
     let mut settings = Settings::resolve(&config, &registry).await?;
     check_stranded(registry.stranded(&settings.pool).await?, &settings)?;
     let mut leaf = Leaf::new(state.clone(), Tuning { congestion: config.congestion });
-    let transport = leaf.renewed(&authority, &settings, SystemTime::now())?.ok_or(GatewayError::NoLeaf)?;
+    let transport = leaf.renewed(&authorities, &settings, SystemTime::now())?.ok_or(GatewayError::NoLeaf)?;
 
     let netlink = Netlink::open()?;
     check_overlap(&settings.pool, &netlink.local_networks().await?)?;
@@ -223,17 +227,19 @@ async fn serve(
         events.push(told);
         threads.push(thread);
     }
-    let speed = speed(&config, &settings).await;
     let http = http(&config).await;
-    let resolver = dns::start(&config, &mut settings, &registry);
-    let dns = resolver.as_ref().map(dns::Forwarder::counters);
+    let mut resolver = dns::Service::new(registry.clone());
+    resolver.apply(&config, &mut settings).await;
+    let dns = resolver.counters();
+    let followers = Followers::new(&config, &settings);
+    let speed = speed(&config, &followers).await;
     let (asked, requests) = mpsc::channel(REQUESTS);
-    let selfcheck = selfcheck::watch(Arc::new(config.clone()), settings.clone());
+    let selfcheck = selfcheck::watch(followers.in_force());
     let watchdog = watchdog::watch(asked.clone(), handles.clone(), settings.endpoint.with_port(settings.port));
     let door = door::open(config.bans.clone(), state.root(), banned, handles.clone());
     let registry = registry.clone();
-    let authority = Arc::new(authority);
-    let office = Arc::new(Office { registry, authority, config, settings, dns, door: door.clone() });
+    let authorities = Arc::new(authorities);
+    let office = Arc::new(Office { registry, authorities, config, settings, dns, door: door.clone() });
     let reload = asked.clone();
     let stop = async {
         let signal = loop {
@@ -254,14 +260,15 @@ async fn serve(
         manager::stopping();
         tracing::info!(event = "stopping", signal);
     };
-    let sessions = Sessions::new(office, handles, leaf, reloader).await?.run(events, requests, stop);
+    let sessions = Sessions::new(office, handles, leaf, authorities_stamp, Reloading { reloader, followers, resolver })
+        .await?
+        .run(events, requests, stop);
     manager::ready();
     let outcome = tokio::select! {
         outcome = sessions => outcome,
         () = serve_http(http, asked.clone()) => Err(LoopError::ShardGone), // never: it serves for ever
         () = control.serve(asked) => Err(LoopError::ShardGone), // neither does this end
         () = serve_speed(speed) => Err(LoopError::ShardGone), // neither does this end
-        () = dns::serve(resolver) => Err(LoopError::ShardGone), // nor this
         () = watchdog => Err(LoopError::ShardGone), // nor this
         () = selfcheck => Err(LoopError::ShardGone), // nor this
     };
@@ -279,9 +286,8 @@ async fn serve(
 }
 
 /// A gateway without it carries packets as well.
-async fn speed(config: &Config, settings: &Settings) -> Option<Speed> {
-    let (at_once, pool) = (config.speedtests?, settings.pool);
-    match Speed::bind(pool.gateway().ipv4, vec![pool.ipv4().into()], at_once as usize).await {
+async fn speed(config: &Config, followers: &Followers) -> Option<Speed> {
+    match Speed::bind(followers.pool(), config.speedtests? as usize).await {
         Ok(speed) => Some(speed),
         Err(error) => {
             tracing::warn!(event = "speedtest_unavailable", %error, "TCP port {} of the inner address", speed::PORT);

@@ -134,6 +134,26 @@ impl Netlink {
         Ok(())
     }
 
+    /// Gives the interface's IPv4 address the larger network of `to`, which has the same gateway address. The larger
+    /// one is there before the smaller one goes, so that no packet is without a route.
+    ///
+    /// # Errors
+    /// [`NetlinkError`] when the interface is gone or the kernel refuses.
+    pub async fn resize(&self, interface: &str, from: &Pool, to: &Pool) -> Result<(), NetlinkError> {
+        let (index, address) = (self.index(interface).await?, IpAddr::V4(to.gateway().ipv4));
+        let request = self.handle.address().add(index, address, to.ipv4().prefix_len()).replace();
+        request.execute().await.map_err(refused("give the interface its address"))?;
+        let mut addresses = self.handle.address().get().set_link_index_filter(index).execute();
+        while let Some(message) = addresses.try_next().await.map_err(refused("list the addresses"))? {
+            let is_ours = message.attributes.contains(&AddressAttribute::Address(address));
+            if is_ours && message.header.prefix_len == from.ipv4().prefix_len() {
+                let request = self.handle.address().del(message);
+                return request.execute().await.map_err(refused("take the interface's address in the smaller network"));
+            }
+        }
+        Ok(())
+    }
+
     async fn index(&self, interface: &str) -> Result<u32, NetlinkError> {
         let names = self.interface_names().await?;
         let found = names.into_iter().find(|(_, name)| name == interface);

@@ -1,11 +1,12 @@
-//! The gateway's own certificate while it runs: made anew when its names change, and at two thirds
+//! The gateway's own certificate while it runs: made anew when its names or its CA change, and at two thirds
 //! of its life.
 
 use std::time::SystemTime;
 
-use culvert_tunnel::identity::{Authority, Pin};
+use culvert_tunnel::identity::{CertificateDer, Pin};
 use culvert_tunnel::transport::{ServerTransport, TransportError, Tuning};
 
+use crate::authorities::Authorities;
 use crate::settings::Settings;
 use crate::state::{StateDir, StateError};
 
@@ -14,7 +15,15 @@ use crate::state::{StateDir, StateError};
 pub struct Leaf {
     state: StateDir,
     tuning: Tuning,
-    shown: Option<(Pin, SystemTime)>,
+    shown: Option<Shown>,
+}
+
+#[derive(Debug)]
+struct Shown {
+    leaf: Pin,
+    until: SystemTime,
+    /// Whose clients may come.
+    accepted: Vec<CertificateDer<'static>>,
 }
 
 /// Why there is no certificate to show.
@@ -34,30 +43,37 @@ impl Leaf {
         Self { state, tuning, shown: None }
     }
 
-    /// What new peers are to be answered with, when that is another certificate than the one shown so far.
+    /// The state directory that it is kept in.
+    pub fn state(&self) -> &StateDir {
+        &self.state
+    }
+
+    /// What new peers are to be answered with, when that is another certificate than the one shown so far, or
+    /// other clients may come.
     ///
     /// # Errors
     /// [`LeafError`]; the old one is still shown then.
     pub fn renewed(
         &mut self,
-        authority: &Authority,
+        authorities: &Authorities,
         settings: &Settings,
         now: SystemTime,
     ) -> Result<Option<ServerTransport>, LeafError> {
-        let leaf = self.state.leaf(authority, &settings.leaf_names(), now)?;
+        let leaf = self.state.leaf(authorities.current(), &settings.leaf_names(), now)?;
         let pin = leaf.key().pin();
-        if self.shown.is_some_and(|(shown, _)| shown == pin) {
+        let accepted = authorities.accepted();
+        if self.shown.as_ref().is_some_and(|shown| shown.leaf == pin && shown.accepted == accepted) {
             return Ok(None);
         }
-        let chain = leaf.chain().to_vec();
-        let transport = ServerTransport::new(authority.certificate_der(), chain, leaf.private_key(), self.tuning)?;
+        let chain = leaf.chain().iter().chain(authorities.cross()).cloned().collect();
+        let transport = ServerTransport::new(&accepted, chain, leaf.private_key(), self.tuning)?;
         let until = leaf.facts().map_or(now, |facts| facts.not_after);
-        self.shown = Some((pin, until));
+        self.shown = Some(Shown { leaf: pin, until, accepted });
         Ok(Some(transport))
     }
 
     /// When the one that is shown ends.
     pub fn not_after(&self) -> Option<SystemTime> {
-        self.shown.map(|(_, until)| until)
+        self.shown.as_ref().map(|shown| shown.until)
     }
 }

@@ -8,6 +8,7 @@ pub mod addresses;
 pub mod admin;
 pub mod admit;
 pub mod audit;
+pub mod authorities;
 pub mod backup;
 pub mod bans;
 pub mod challenges;

@@ -11,6 +11,7 @@ use culvert_server::admin::devices::Which;
 use culvert_server::admin::doctor::{self, Diagnosis};
 use culvert_server::admin::init::InitRequest;
 use culvert_server::admin::invite::InviteRequest;
+use culvert_server::admin::rotate::Step;
 use culvert_server::admin::service::Service;
 use culvert_server::admin::{self, AdminError, first_run, init, invite, lists};
 use culvert_server::config::{CONFIG_VARIABLE, Config, ConfigError, Flags, Loaded, Named};
@@ -115,7 +116,7 @@ enum Command {
         #[command(subcommand)]
         command: admin::bans::Command,
     },
-    /// The certificate authority: what it is, and a backup of it with the registry
+    /// The certificate authority: what it is, another one in its place, and a backup of it with the registry
     Ca {
         #[command(subcommand)]
         command: Ca,
@@ -280,8 +281,23 @@ enum Sessions {
 
 #[derive(Debug, Subcommand)]
 enum Ca {
-    /// The CA's pin and life, and the gateway's own certificate
+    /// The CA's pin and life, how far a rotation is, and the gateway's own certificate
     Show {
+        /// One JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make a second CA that takes the place of the first one: devices change to it as they connect, no session ends
+    Rotate {
+        /// End it: from now on only the second one counts
+        #[arg(long, group = "end")]
+        finish: bool,
+        /// Take it back: the first one stays
+        #[arg(long, group = "end")]
+        abort: bool,
+        /// Also when devices lose their access by that; each needs a new invitation then
+        #[arg(long, requires = "end")]
+        force: bool,
         /// One JSON object
         #[arg(long)]
         json: bool,
@@ -475,6 +491,14 @@ async fn ca(place: &Place, command: Ca) -> Result<String, AdminError> {
     let source = |file: Option<PathBuf>| file.map_or(Passphrase::Ask, Passphrase::File);
     match command {
         Ca::Show { json } => admin::ca::show(&config(place)?, json).await,
+        Ca::Rotate { finish, abort, force, json } => {
+            let step = match (finish, abort) {
+                (true, _) => Step::Finish,
+                (_, true) => Step::Abort,
+                _ => Step::Begin,
+            };
+            admin::rotate::rotate(&config(place)?, step, force, json).await
+        }
         Ca::Backup { file, passphrase_file, json } => {
             admin::ca::backup(&load(place, None, Named::MustExist)?, &file, &source(passphrase_file), json).await
         }

@@ -13,6 +13,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use time::OffsetDateTime;
 
 use culvert_tunnel::filter::Lease;
+use culvert_tunnel::identity::Pin;
 
 use crate::addresses::{Pool, PoolFull};
 
@@ -106,6 +107,21 @@ pub trait Registry: Clone + Send + Sync + 'static {
         now: OffsetDateTime,
     ) -> impl Future<Output = Result<bool, RegistryError>> + Send;
 
+    /// Notes the CA of the certificate that a device has on its disk.
+    fn holds(&self, device: &str, authority: &Pin) -> impl Future<Output = Result<(), RegistryError>> + Send;
+
+    /// Devices of which it is not known have a certificate of this CA, the first one.
+    fn first_authority(&self, authority: &Pin) -> impl Future<Output = Result<(), RegistryError>> + Send;
+
+    /// Notes a step of a rotation to this CA.
+    fn rotated(
+        &self,
+        step: Rotation,
+        authority: &Pin,
+        now: OffsetDateTime,
+        actor: &str,
+    ) -> impl Future<Output = Result<(), RegistryError>> + Send;
+
     /// How many devices and invitations there are of each kind.
     fn counts(&self, now: OffsetDateTime) -> impl Future<Output = Result<Counts, RegistryError>> + Send;
 
@@ -140,6 +156,28 @@ impl Meta {
             Self::Endpoint => "endpoint",
             Self::Ipv4 => "network_ipv4",
             Self::Ipv6 => "network_ipv6",
+        }
+    }
+}
+
+/// A step of a rotation of the CA.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rotation {
+    /// A second one is there.
+    Begun,
+    /// It has taken the first one's place.
+    Finished,
+    /// It will not.
+    Aborted,
+}
+
+impl Rotation {
+    /// Its event's name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Begun => "ca_rotate",
+            Self::Finished => "ca_finish",
+            Self::Aborted => "ca_abort",
         }
     }
 }
@@ -213,6 +251,8 @@ pub struct Device {
     pub last_seen: Option<OffsetDateTime>,
     /// When an administrator removed it.
     pub revoked_at: Option<OffsetDateTime>,
+    /// The CA of the newest certificate that it is known to have; `None` is the gateway's first one.
+    pub authority: Option<Pin>,
 }
 
 /// Somebody who has devices, or was invited.
@@ -292,11 +332,12 @@ pub struct Event {
     pub id: i64,
     /// When.
     pub at: OffsetDateTime,
-    /// What: `invite`, `invite_cancel`, `enrol_ok`, `renewed`, `renamed`, `revoked` or `restored`.
+    /// What: `invite`, `invite_cancel`, `enrol_ok`, `renewed`, `renamed`, `revoked` or `restored`,
+    /// and those of [`Rotation`].
     pub event: String,
     /// Who.
     pub actor: String,
-    /// A device's id, or for invitations a user's name.
+    /// A device's id, for invitations a user's name, and for a [`Rotation`] the CA's pin.
     pub target: String,
 }
 
@@ -315,6 +356,8 @@ pub struct Enrolment<'a> {
     pub serial: &'a str,
     /// End of its certificate.
     pub not_after: OffsetDateTime,
+    /// The CA that signed it.
+    pub authority: Pin,
     /// Where addresses come from.
     pub pool: Pool,
     /// Devices one user may have; `None` means any number.

@@ -11,11 +11,15 @@ const LIVE: &[(&str, &[&str])] = &[
     ("endpoint", &["name", "extra_names"]),
     ("network", &["isolation"]),
     ("push", &["routes", "excluded_routes", "dns", "domains"]),
+    ("dns", &["upstream", "zones", "inner"]),
     ("limits", &["devices_per_user", "handshakes_per_second", "rate"]),
     ("log", &["level", "addresses"]),
     ("bans", &["failures", "window", "duration", "exempt"]),
     ("auth", &["rechallenge", "device_lifetime"]),
 ];
+
+/// In force at once where the new network holds the old one from its beginning (`addresses::Pool::grown_to`).
+const GROWS: &str = "network.ipv4";
 
 /// What a reload comes to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -24,6 +28,15 @@ pub struct Judged {
     pub applied: Vec<String>,
     /// Keys whose old values stay in force until a restart.
     pub needs_restart: Vec<String>,
+}
+
+impl Judged {
+    /// The inner network has grown and need not wait. False when it has not changed.
+    pub fn grow(&mut self) -> bool {
+        let Some(at) = self.needs_restart.iter().position(|key| key == GROWS) else { return false };
+        self.applied.push(self.needs_restart.remove(at));
+        true
+    }
 }
 
 /// Why nothing was reloaded.
@@ -61,6 +74,7 @@ pub fn merge(old: &Config, new: &Config) -> Config {
         extra_endpoints: new.extra_endpoints.clone(),
         isolation: new.isolation,
         push: new.push.clone(),
+        dns: new.dns.clone(),
         policies: new.policies.clone(),
         devices_per_user: new.devices_per_user,
         handshakes_per_second: new.handshakes_per_second,
@@ -101,12 +115,10 @@ impl Reloader {
         Ok((loaded, judged))
     }
 
-    /// The live values of `loaded` are in force. What waits for a restart is told again the next time.
-    pub fn accept(&mut self, loaded: &Loaded) {
-        for (section, names) in LIVE {
-            for name in *names {
-                self.in_force.take_from(&loaded.layers, section, name);
-            }
+    /// What was judged as applied is in force. What waits for a restart is told again the next time.
+    pub fn accept(&mut self, loaded: &Loaded, judged: &Judged) {
+        for (section, name) in judged.applied.iter().filter_map(|key| key.split_once('.')) {
+            self.in_force.take_from(&loaded.layers, section, name);
         }
         self.in_force.take_policies_from(&loaded.layers);
     }
@@ -135,10 +147,18 @@ mod tests {
         let old = load("");
         let mut reloader = Reloader::new(old.layers, || Ok(load("[log]\nlevel = \"debug\"\n[tunnel]\nshards = 2\n")));
         let (loaded, first) = reloader.read().unwrap();
-        reloader.accept(&loaded);
+        reloader.accept(&loaded, &first);
         let (_, second) = reloader.read().unwrap();
         assert_eq!(first.applied, ["log.level"]);
         assert_eq!(second, Judged { applied: vec![], needs_restart: vec!["tunnel.shards".into()] });
+    }
+
+    #[test]
+    fn a_network_that_grows_does_not_wait() {
+        let mut judged = judge(&load("").layers, &load("[network]\nipv4 = \"10.9.0.0/23\"\n").layers);
+        assert_eq!(judged.needs_restart, ["network.ipv4"], "until somebody has seen that it does");
+        assert!(judged.grow() && !judged.grow());
+        assert_eq!((judged.applied.as_slice(), judged.needs_restart.len()), (&["network.ipv4".to_owned()][..], 0));
     }
 
     #[test]

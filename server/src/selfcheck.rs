@@ -12,6 +12,7 @@ pub mod reach;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::config::Config;
@@ -94,13 +95,14 @@ pub async fn look(config: &Config, settings: &Settings) -> Vec<Finding> {
     looked.await.unwrap_or_default()
 }
 
-/// Looks once a minute, and tells what turned bad or good. Never ends.
-pub async fn watch(config: Arc<Config>, settings: Settings) {
+/// Looks once a minute, by what is in force then, and tells what turned bad or good. Never ends.
+pub async fn watch(in_force: watch::Receiver<(Arc<Config>, Settings)>) {
     let mut ticks = interval(EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut bad: Vec<&'static str> = Vec::new();
     loop {
         ticks.tick().await;
+        let (config, settings) = in_force.borrow().clone();
         let findings = look(&config, &settings).await;
         for check in [judge::TABLE, "forwarding", "uplink", "mtu"] {
             let bad = |finding: &Finding| finding.check == check && finding.state == State::Fail;

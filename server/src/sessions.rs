@@ -1,13 +1,15 @@
 //! The gateway's loop: what the shards tell, whom the conversations admit, what administrators
 //! ask. One task owns the table of links; it never waits for a client.
 
+mod authorities;
 mod reconfigure;
 mod scrape;
 mod upkeep;
 
+pub use reconfigure::{Followers, Reloading};
 pub use upkeep::Proof;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -24,6 +26,7 @@ use futures_util::StreamExt;
 use futures_util::stream::{self, SelectAll};
 use time::OffsetDateTime;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::time::MissedTickBehavior;
 
 use crate::admit::{self, Rates};
 use crate::challenges::Challenges;
@@ -34,7 +37,8 @@ use crate::leaf::Leaf;
 use crate::log::{port, reopen, src};
 use crate::metrics::{self, DeviceSeries, Totals};
 use crate::registry::{Device, Registry, RegistryError, Seen};
-use crate::reload::{Judged, Reloader};
+use crate::reload::Judged;
+use crate::state::Stamp;
 use crate::times::rfc3339;
 
 /// Enrolments at once, apart from sessions: strangers cannot keep enrolled devices out.
@@ -45,8 +49,9 @@ const CONVERSATIONS: usize = 1024;
 const NOTES: usize = 4096;
 /// Administrators who may wait at once for the registry to be read.
 const POKES: usize = 16;
-/// How often the age of the gateway's own certificate is looked at.
-const LEAF_EVERY: Duration = Duration::from_secs(6 * 3_600);
+/// How often the age of the gateway's own certificate is looked at, and whether a command that was killed has left
+/// another CA.
+const LEAF_EVERY: Duration = Duration::from_secs(600);
 /// How often the paths of open sessions are looked at for metrics.
 const SAMPLES_EVERY: Duration = Duration::from_secs(60);
 /// Messages a second that an open session may send; an honest client sends a few an hour.
@@ -63,8 +68,12 @@ pub struct Sessions<R, D: Interface> {
     /// Device id → its open session.
     devices: HashMap<String, LinkId>,
     challenges: Challenges,
-    reloader: Reloader,
+    reloading: Reloading<R>,
     leaf: Leaf,
+    /// The files that `office.authorities` came from.
+    authorities_stamp: Stamp,
+    /// Sessions that have to be told of other authorities.
+    untold: VecDeque<LinkId>,
     rates: Option<Rates>,
     conversations: Arc<Semaphore>,
     enrolments: Arc<Semaphore>,
@@ -130,7 +139,8 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
         office: Arc<Office<R>>,
         shards: Vec<ShardHandle<D>>,
         leaf: Leaf,
-        reloader: Reloader,
+        authorities_stamp: Stamp,
+        reloading: Reloading<R>,
     ) -> Result<Self, RegistryError> {
         let (notes, queue) = mpsc::channel(NOTES);
         tokio::spawn(keep_notes(office.registry.clone(), queue));
@@ -146,8 +156,10 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
             links: HashMap::new(),
             devices: HashMap::new(),
             challenges,
-            reloader,
+            reloading,
             leaf,
+            authorities_stamp,
+            untold: VecDeque::new(),
             rates,
             conversations: Arc::new(Semaphore::new(CONVERSATIONS)),
             enrolments: Arc::new(Semaphore::new(ENROLMENTS)),
@@ -178,6 +190,8 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
             events.into_iter().map(|mut events| stream::poll_fn(move |context| events.poll_recv(context))).collect();
         tokio::pin!(stop);
         let mut leaf_due = tokio::time::interval(LEAF_EVERY);
+        let mut telling = tokio::time::interval(authorities::TELL_EVERY);
+        telling.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut samples = tokio::time::interval(SAMPLES_EVERY);
         let outcome = loop {
             let due = self.challenges.poll_timeout();
@@ -191,7 +205,8 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
                 Some(admission) = self.admissions.1.recv() => metrics::timed(self.on_admission(admission)).await,
                 Some(changes) = self.changes.recv() => metrics::timed(self.on_changes(changes)).await,
                 () = reached(due) => metrics::timed(self.on_challenges_due()).await,
-                _ = leaf_due.tick() => metrics::timed(self.renew_leaf()).await,
+                _ = leaf_due.tick() => metrics::timed(self.look_at_certificates()).await,
+                _ = telling.tick(), if !self.untold.is_empty() => metrics::timed(self.tell_authorities()).await,
                 _ = samples.tick(), if self.office.config.metrics_listen.is_some() => metrics::timed(self.sample()).await,
                 Some((request, reply)) = asked.recv() => metrics::timed(self.on_request(request, reply)).await,
             }
@@ -298,7 +313,8 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
         match message {
             Ok(FromClient::Path { mtu_bytes }) => tracing::debug!(?link, mtu_bytes, "the client's inner MTU"),
             Ok(FromClient::Goodbye) => self.close(link, Close::Goodbye, "").await,
-            Ok(FromClient::Renew { csr }) => self.on_renew(link, csr),
+            Ok(FromClient::Renew { csr, authority }) => self.on_renew(link, csr, authority),
+            Ok(FromClient::Kept { authority }) => self.on_kept(link, authority),
             Ok(FromClient::ChallengeAnswer { nonce, signature }) => {
                 self.on_challenge_answer(link, &nonce, &signature).await;
             }
@@ -351,6 +367,9 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
         let messages = Bucket::new(MESSAGES_PER_SECOND, MESSAGES_PER_SECOND);
         self.challenges.admit(link, Instant::now(), random());
         let since = OffsetDateTime::now_utc();
+        if self.has_news_of_authorities(&hello) {
+            self.untold.push_back(link);
+        }
         let session = Session { device, lease, hello, remote, since, messages, proof, renewed: None };
         self.links.insert(link, Link::Open(Box::new(session)));
     }
@@ -403,6 +422,7 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
     }
 
     async fn on_changes(&mut self, Changes { events, asked }: Changes) {
+        self.look_at_authorities().await;
         let mut closed = 0;
         for event in events {
             match event.event.as_str() {

@@ -7,14 +7,17 @@
 
 use std::collections::HashSet;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ipnet::IpNet;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
+
+use crate::addresses::Pool;
 
 pub use culvert_tunnel::control::SPEED_PORT as PORT;
 
@@ -36,19 +39,20 @@ enum Test {
 #[derive(Debug)]
 pub struct Speed {
     listener: TcpListener,
-    inner: Vec<IpNet>,
+    pool: watch::Receiver<Pool>,
     running: Arc<Mutex<HashSet<IpAddr>>>,
     at_once: usize,
 }
 
 impl Speed {
-    /// Listens at the gateway's inner address, for clients of these networks, `at_once` tests together.
+    /// Listens at the gateway's inner address, for clients of the inner IPv4 network, `at_once` tests together.
     ///
     /// # Errors
     /// What the OS says.
-    pub async fn bind(gateway: Ipv4Addr, inner: Vec<IpNet>, at_once: usize) -> io::Result<Self> {
+    pub async fn bind(pool: watch::Receiver<Pool>, at_once: usize) -> io::Result<Self> {
+        let gateway = pool.borrow().gateway().ipv4;
         let listener = TcpListener::bind((gateway, PORT)).await?;
-        Ok(Self { listener, inner, running: Arc::default(), at_once })
+        Ok(Self { listener, pool, running: Arc::default(), at_once })
     }
 
     /// Serves until the future is dropped.
@@ -73,7 +77,7 @@ impl Speed {
     fn place(&self, peer: SocketAddr) -> Option<Place> {
         let address = peer.ip();
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        let may = self.inner.iter().any(|net| net.contains(&address)) && running.len() < self.at_once;
+        let may = IpNet::V4(self.pool.borrow().ipv4()).contains(&address) && running.len() < self.at_once;
         (may && running.insert(address)).then(|| Place { running: Arc::clone(&self.running), address })
     }
 }
@@ -208,6 +212,7 @@ mod tests {
 
     async fn speed(at_once: usize) -> Speed {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        Speed { listener, inner: vec!["127.0.0.0/8".parse().unwrap()], running: Arc::default(), at_once }
+        let pool = watch::Sender::new(Pool::new("127.0.0.0/8".parse().unwrap(), None)).subscribe();
+        Speed { listener, pool, running: Arc::default(), at_once }
     }
 }

@@ -4,11 +4,13 @@
 //! DIR/.lock            held by the running gateway, and by init
 //! DIR/journal.json     what to undo on this host (see `journal`)
 //! DIR/gateway/         appears in one rename, so it is whole or not there; 0700
-//!     ca.pem ca.key    the private CA
+//!     ca.pem ca.key    the private CA; `rotation` has the files that are there while another takes its place
 //!     leaf.pem         the gateway's own certificate and key, replaced in one rename
 //!     cid.key          the secret of connection IDs, so that a new process can end an old one's sessions
 //!     registry.sqlite
 //! ```
+
+mod rotation;
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
@@ -28,6 +30,8 @@ use crate::backup::{self, Files};
 use crate::files;
 use crate::registry::sqlite::SqliteRegistry;
 use crate::registry::{Meta, RegistryError};
+
+pub use rotation::{FILES as ROTATION_FILES, Stamp};
 
 /// A state directory, initialised or not.
 #[derive(Clone, Debug)]
@@ -50,6 +54,9 @@ pub enum StateError {
     /// A running gateway or an `init` has it.
     #[error("another culvert-server uses {}; stop it, or choose another state directory", .0.display())]
     Locked(PathBuf),
+    /// Another command changes the authorities, or reads them for a backup.
+    #[error("another culvert-server ca command is at work in {}; try again when it is done", .0.display())]
+    Rotating(PathBuf),
     /// It cannot be read or written.
     #[error("cannot use {}: {error}", .path.display())]
     Io {
@@ -97,7 +104,12 @@ impl StateDir {
     /// [`StateError::Locked`], or [`StateError::Io`].
     pub fn lock(&self) -> Result<StateLock, StateError> {
         DirBuilder::new().recursive(true).mode(0o700).create(&self.root).map_err(self.io(&self.root))?;
-        let path = self.root.join(".lock");
+        self.lock_file(".lock")?.ok_or_else(|| StateError::Locked(self.root.clone()))
+    }
+
+    /// `None` when somebody else has it.
+    fn lock_file(&self, name: &str) -> Result<Option<StateLock>, StateError> {
+        let path = self.root.join(name);
         let file = OpenOptions::new()
             .create(true)
             .truncate(false)
@@ -107,8 +119,8 @@ impl StateDir {
             .open(&path)
             .map_err(self.io(&path))?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(StateLock { _file: file }),
-            Err(rustix::io::Errno::WOULDBLOCK) => Err(StateError::Locked(self.root.clone())),
+            Ok(()) => Ok(Some(StateLock { _file: file })),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
             Err(error) => Err(self.io(&path)(error.into())),
         }
     }
@@ -171,8 +183,17 @@ impl StateDir {
     /// # Errors
     /// [`StateError`].
     pub async fn backup_files(&self) -> Result<Files, StateError> {
+        let _lock = self.lock_rotation()?;
         self.remove_copies();
         let mut files = Files::new();
+        for name in ROTATION_FILES {
+            let path = self.gateway().join(name);
+            match fs::read(&path) {
+                Ok(bytes) => files.push((name.to_owned(), Zeroizing::new(bytes))),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(self.io(&path)(error)),
+            }
+        }
         for name in backup::FILES {
             let path = self.gateway().join(name);
             let bytes = if path.extension().is_some_and(|extension| extension == "sqlite") {
@@ -225,9 +246,7 @@ impl StateDir {
             let path = folder.join(name);
             files::write_new(&path, bytes, 0o600).map_err(self.io(&path))?;
         }
-        let path = folder.join("ca.pem");
-        let (certificate, key) = (self.read(&path)?, self.read(&folder.join("ca.key"))?);
-        Authority::load(&certificate, &key).map_err(|error| StateError::Identity { path, error })?;
+        self.authorities_in(folder)?;
         let registry = SqliteRegistry::open(&folder.join("registry.sqlite")).await?;
         let sound = registry.check().await;
         registry.close().await;
@@ -255,19 +274,16 @@ impl StateDir {
         Ok(SqliteRegistry::open(&self.gateway().join("registry.sqlite")).await?)
     }
 
-    /// Reads the CA with its key.
+    /// Reads the present CA with its key.
     ///
     /// # Errors
     /// [`StateError`] when it is not there or unusable.
     pub fn authority(&self) -> Result<Authority, StateError> {
         self.check_initialised()?;
-        let path = self.gateway().join("ca.pem");
-        let certificate = self.read(&path)?;
-        let key = self.read(&self.gateway().join("ca.key"))?;
-        Authority::load(&certificate, &key).map_err(|error| StateError::Identity { path, error })
+        self.current_in(&self.gateway())
     }
 
-    /// The gateway's certificate and key. Issues new ones when the old are not for exactly these
+    /// The gateway's certificate and key. Issues new ones when the old are another CA's, not for exactly these
     /// names, or past two thirds of their life.
     ///
     /// # Errors
@@ -278,6 +294,7 @@ impl StateDir {
             && let Ok(leaf) = Credential::from_pem(&text, &text)
             && leaf.renew_at().is_ok_and(|due| now < due)
             && leaf_names(&leaf) == sorted(names)
+            && leaf.chain().last() == Some(authority.certificate_der())
         {
             return Ok(leaf);
         }

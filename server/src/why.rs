@@ -5,6 +5,7 @@ mod words;
 
 use std::time::Duration;
 
+use culvert_tunnel::identity::Pin;
 use serde::Serialize;
 use time::OffsetDateTime;
 
@@ -35,6 +36,8 @@ pub struct DeviceFacts<'a> {
     pub heard: Option<Heard>,
     /// The network inside.
     pub pool: &'a Pool,
+    /// The certificate authorities that count.
+    pub authorities: &'a [Pin],
 }
 
 /// What is known of a user who has no device.
@@ -56,6 +59,8 @@ pub enum Verdict {
     Revoked,
     /// Its certificate has ended.
     Expired,
+    /// Its certificate is of a certificate authority that counts no more.
+    FormerAuthority,
     /// Its address is not in the network inside.
     OutsideNetwork,
     /// No gateway runs here.
@@ -122,6 +127,12 @@ pub fn judge_device(facts: &DeviceFacts<'_>, now: OffsetDateTime) -> Judgement {
             let sentence =
                 format!("{}certificate expired {}{sent}", refused(facts, "expired", now), ago(now - device.not_after));
             (Verdict::Expired, sentence, renew)
+        } else if device.authority.is_some_and(|authority| !facts.authorities.contains(&authority)) {
+            let sentence = format!(
+                "{}the gateway has a new certificate authority, and the device was away while it changed",
+                refused(facts, "expired", now)
+            );
+            (Verdict::FormerAuthority, sentence, renew)
         } else if device.lease(facts.pool).is_none() {
             let sentence = format!("its address {} is not in the inner network {}", device.ipv4, facts.pool.ipv4());
             let fix = "set network.ipv4 to a network that holds it, and: systemctl restart culvert-server";

@@ -107,7 +107,7 @@ fn a_certificate_is_renewed_in_the_session_and_the_session_goes_on() {
         let device = gateway.enrol(&gateway.invite("anna")).await.unwrap();
         let mut session = gateway.session(&device).await.unwrap();
         let before = CertificateFacts::read(&device.enrolment.chain[0]).unwrap();
-        session.control.send(&FromClient::Renew { csr: device.key.csr("laptop").unwrap() }).await;
+        session.control.send(&FromClient::Renew { csr: device.key.csr("laptop").unwrap(), authority: None }).await;
         let FromServer::Certificate { chain } = session.control.receive().await else { panic!("a certificate") };
         let (id, pin) = (device.enrolment.device_id, device.key.pin());
         assert!(is_device_certificate(&chain[0].0, &chain[1].0, id, pin).unwrap());
@@ -126,7 +126,10 @@ fn a_certificate_for_another_key_is_not_issued() {
     with_gateway("a_certificate_for_another_key_is_not_issued", async |gateway| {
         let device = gateway.enrol(&gateway.invite("anna")).await.unwrap();
         let mut session = gateway.session(&device).await.unwrap();
-        session.control.send(&FromClient::Renew { csr: DeviceKey::generate().unwrap().csr("laptop").unwrap() }).await;
+        session
+            .control
+            .send(&FromClient::Renew { csr: DeviceKey::generate().unwrap().csr("laptop").unwrap(), authority: None })
+            .await;
         gateway.logs("event=renew_failed").await;
         let shown = gateway.json(&["devices", "show", "laptop", "--json"]);
         let before = CertificateFacts::read(&device.enrolment.chain[0]).unwrap();
@@ -168,6 +171,40 @@ fn a_session_proves_its_key_again_and_one_that_cannot_is_ended() {
         assert_eq!(closed(&session.connection).await, Close::ChallengeFailed);
         gateway.logs("event=auth_failed src=127.0.0.1 port=").await;
         gateway.logs("reason=challenge_failed validated=yes").await;
+    });
+}
+
+#[test]
+fn the_name_server_comes_and_goes_and_the_network_grows_by_a_reload() {
+    with_gateway("the_name_server_comes_and_goes_and_the_network_grows_by_a_reload", async |gateway| {
+        let reload = |text: &str| {
+            gateway.write_config(text);
+            gateway.json(&["reload", "--json"])
+        };
+        let network = gateway.json(&["status", "--json"])["networks"][0].as_str().unwrap().to_owned();
+        let device = gateway.enrol(&gateway.invite("anna")).await.unwrap();
+        let session = gateway.session(&device).await.unwrap();
+        let answers = || !gateway.json(&["status", "--json"])["dns"].is_null();
+        for round in 0..3 {
+            assert!(answers(), "round {round}");
+            assert_eq!(reload("[push]\ndns = [\"192.0.2.53\"]\n")["applied"], serde_json::json!(["push.dns"]));
+            assert!(!answers(), "round {round}");
+            assert_eq!(reload("")["applied"], serde_json::json!(["push.dns"]));
+        }
+        let networks = |prefix: u8| {
+            let first: Ipv4Addr = network.split('/').next().unwrap().parse().unwrap();
+            ipnet::Ipv4Net::new(first, prefix).unwrap()
+        };
+        // Of two networks twice as large one begins elsewhere; which, init's choice decides.
+        let (grows, named) = (networks(23).trunc().to_string(), networks(23).trunc().addr() == networks(23).addr());
+        let told = reload(&format!("[network]\nipv4 = \"{grows}\"\n"));
+        let key = if named { "applied" } else { "needs_restart" };
+        assert_eq!(told[key], serde_json::json!(["network.ipv4"]));
+        let now = gateway.json(&["status", "--json"])["networks"][0].clone();
+        assert_eq!(now, serde_json::json!(if named { grows } else { network.clone() }));
+        assert!(ping(&session, session.welcome.gateway_ipv4).await.is_some(), "the session goes on");
+        assert_eq!(gateway.session(&device).await.unwrap().welcome.ipv4, session.welcome.ipv4);
+        assert!(!gateway.log().contains("dns_unavailable"), "{}", gateway.log());
     });
 }
 

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use culvert_server::addresses::Pool;
 use culvert_server::config::{Config, Flags, Named};
-use culvert_server::dns::{Counters, Forwarder, Snapshot};
+use culvert_server::dns::{Counters, Forwarder, Running, Snapshot};
 use culvert_server::registry::sqlite::SqliteRegistry;
 use culvert_server::settings::Settings;
 use hickory_resolver::proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
@@ -62,6 +62,24 @@ async fn names_without_meaning_outside_are_answered_here() {
     }
     assert_eq!(upstream.asked(), [] as [String; 0]);
     assert_eq!(gateway.counters.snapshot().local, 7);
+}
+
+#[tokio::test]
+async fn other_settings_are_in_force_for_the_next_question_and_what_was_learnt_is_forgotten() {
+    let (before, after, zone) =
+        (Upstream::start("127.0.1.1").await, Upstream::start("127.0.1.2").await, Upstream::start("127.0.1.3").await);
+    let gateway = Gateway::start(&format!("[dns]\nupstream = [\"{}\"]\n", before.address)).await;
+    for name in ["www.example.", "db.corp.example."] {
+        gateway.ask(name).await;
+    }
+    let text = format!("[dns]\nupstream = [\"{}\"]\nzones = [\"corp.example={}\"]\n", after.address, zone.address);
+    gateway.change(&text).await;
+    for name in ["www.example.", "db.corp.example."] {
+        assert_eq!(gateway.ask(name).await.data(), ["192.0.2.1"]);
+    }
+    assert_eq!(before.asked(), ["www.example.", "db.corp.example."]);
+    assert_eq!((after.asked(), zone.asked()), (vec!["www.example.".into()], vec!["db.corp.example.".into()]));
+    assert_eq!(gateway.counters.snapshot().queries, 4, "it goes on counting");
 }
 
 #[tokio::test]
@@ -130,7 +148,8 @@ struct Gateway {
     udp: SocketAddr,
     tcp: SocketAddr,
     counters: Arc<Counters>,
-    _folder: tempfile::TempDir,
+    running: Running<SqliteRegistry>,
+    folder: tempfile::TempDir,
 }
 
 struct Told(Message);
@@ -153,8 +172,13 @@ impl Gateway {
         let forwarder = Forwarder::bind(&config, &settings, registry, None, 0, Path::new("/nonexistent")).unwrap();
         let (udp, tcp) = forwarder.local_addresses().unwrap();
         let counters = forwarder.counters();
-        tokio::spawn(forwarder.serve());
-        Self { udp, tcp, counters, _folder: folder }
+        Self { udp, tcp, counters, running: forwarder.start(), folder }
+    }
+
+    async fn change(&self, text: &str) {
+        let (config, settings) = configured(text, self.folder.path());
+        let registry = SqliteRegistry::open(&self.folder.path().join("registry.sqlite")).await.unwrap();
+        self.running.change(&config, &settings, registry, Path::new("/nonexistent"));
     }
 
     async fn ask(&self, name: &str) -> Told {

@@ -113,12 +113,18 @@ async fn refuse_in_every_way(gateway: &Gateway, environment: &[(&str, &str)]) ->
     assert_eq!(enrol(gateway, innocent(2), &short, FORGED).await, Close::InviteExpired);
     gateway.enrol(&good).await.unwrap();
     assert_eq!(enrol(gateway, innocent(3), &good, FORGED).await, Close::InviteUsed);
-    hello(gateway, innocent(4), &device, Hello { version: 99, client: FORGED.into(), platform: FORGED.into() }).await;
+    hello(
+        gateway,
+        innocent(4),
+        &device,
+        Hello { version: 99, client: FORGED.into(), platform: FORGED.into(), authorities: vec![] },
+    )
+    .await;
     hello(
         gateway,
         innocent(5),
         &device,
-        Hello { version: control::VERSION, client: FORGED.into(), platform: FORGED.into() },
+        Hello { version: control::VERSION, client: FORGED.into(), platform: FORGED.into(), authorities: vec![] },
     )
     .await;
 

@@ -12,6 +12,7 @@ use culvert_server::registry::sqlite::SqliteRegistry;
 use culvert_server::registry::{
     Certificate, Device, EnrolError, Enrolment, Invitation, Meta, Registry, RegistryError, Renamed,
 };
+use culvert_tunnel::identity::Pin;
 use time::OffsetDateTime;
 
 #[tokio::test]
@@ -528,6 +529,7 @@ fn request(invitation: &[u8], number: u32) -> Enrolment<'_> {
         spki_sha256: key(number),
         serial: "0a",
         not_after: now() + time::Duration::DAY,
+        authority: Pin::from_bytes([7; 32]),
         pool: Pool::new("100.77.3.0/24".parse().unwrap(), Some("fd4e:9a1c::/64".parse().unwrap())),
         devices_per_user: Some(3),
         now: now(),

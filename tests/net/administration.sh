@@ -14,6 +14,11 @@ gateway_set auth <<TOML
 device_lifetime = "40s"
 rechallenge = "4s"
 TOML
+# A network that can grow, whatever init chose.
+gateway_set network <<TOML
+[network]
+ipv4 = "100.101.2.0/24"
+TOML
 gateway_start
 helper_start
 run enrol "$INVITATION" --name laptop
@@ -64,6 +69,11 @@ TOML
 done
 wait "$ping"
 match "no packet is lost by that" "200 packets transmitted, 200 received" "$(<"$NET_DIR/ping.log")"
+# Routes, names and the size of the network, each in place: nobody's interface is made anew.
+index() { ip -n "$NET_CLIENT" -j link show dev culvert0 | jq '.[0].ifindex'; }
+was=$(index)
+net_spawn ping "$NET_CLIENT" ping -n -q -c 400 -i 0.01 -W 2 "$inner"
+ping=$NET_PID
 gateway_set auth <<TOML
 [push]
 routes = ["default"]
@@ -75,6 +85,60 @@ match "reload tells what is in force" "In force now: .*push.excluded_routes" "$O
 outside() { ! net_in "$NET_CLIENT" ip route get 198.51.100.200 | grep -q culvert0; }
 net_wait 5 "the new routes" outside
 check "the client follows at once" yes "$(outside && echo yes)"
+gateway_set auth <<TOML
+[push]
+routes = ["198.51.100.0/24"]
+dns = ["gateway"]
+domains = ["corp.example"]
+[dns]
+inner = "office"
+zones = ["corp.example=$INTERNET_IP4"]
+TOML
+run server reload
+match "a split tunnel and another zone: in force" "In force now: .*push.routes.*dns.zones, dns.inner" "$OUT"
+answers() { [ "$(net_in "$NET_CLIENT" dig +short +time=1 +tries=1 "@$inner" gateway.office)" = "$inner" ]; }
+net_wait 5 "the new names" answers
+check "names inside have the new domain" "$inner" "$(net_in "$NET_CLIENT" dig +short +time=1 +tries=1 "@$inner" gateway.office)"
+split() { ! net_in "$NET_CLIENT" ip route get 203.0.113.9 | grep -q culvert0 && ! outside; }
+net_wait 5 "the split tunnel" split
+check "only the route goes inside" yes "$(split && echo yes)"
+gateway_set network <<TOML
+[network]
+ipv4 = "100.101.2.0/23"
+TOML
+run server reload
+match "a network that grows: in force" "In force now: network.ipv4" "$OUT"
+check "the gateway has it" "100.101.2.1/23" "$(ip -n "$NET_GATEWAY" -4 -o addr show dev culvert0 | awk '{ print $4 }')"
+match "its rules have it" "100.101.2.0/23" "$(net_in "$NET_GATEWAY" nft list ruleset)"
+inside() { net_in "$NET_CLIENT" ip route get 100.101.3.9 | grep -q culvert0; }
+net_wait 5 "the larger network" inside
+check "and the client" yes "$(inside && echo yes)"
+gateway_set network <<TOML
+[network]
+ipv4 = "100.101.0.0/20"
+TOML
+run server reload
+match "one in which addresses would be others waits" "After a restart: network.ipv4" "$OUT"
+gateway_set network <<TOML
+[network]
+ipv4 = "100.101.2.0/23"
+TOML
+gateway_set auth <<TOML
+[push]
+dns = ["$INTERNET_IP4"]
+TOML
+run server reload
+check "without the gateway's name server nobody listens" "" "$(ip netns exec "$NET_GATEWAY" ss -Hlnu "sport = :53 and src = $inner")"
+gateway_set auth <<TOML
+[push]
+dns = ["gateway"]
+TOML
+run server reload
+net_wait 5 "the name server's return" net_in "$NET_CLIENT" dig +short +time=1 +tries=1 "@$inner" gateway.internal
+check "and it comes back" "$inner" "$(net_in "$NET_CLIENT" dig +short +time=1 +tries=1 "@$inner" gateway.internal)"
+wait "$ping"
+match "no packet is lost by all of that" "400 packets transmitted, 400 received" "$(<"$NET_DIR/ping.log")"
+check "in the same interface" "$was" "$(index)"
 check "in the same session" 1 "$(opened)"
 gateway_set auth <<TOML
 [push]

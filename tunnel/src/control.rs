@@ -11,12 +11,16 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::close::Close;
+use crate::identity::Pin;
 
 /// The longest frame payload either side may send, in bytes.
 pub const MAX_FRAME: usize = 64 * 1024;
 
 /// The wire version this build speaks.
 pub const VERSION: u32 = 1;
+
+/// The most CAs that a client trusts at a time: one, and the one that comes after it.
+pub const MAX_AUTHORITIES: usize = 2;
 
 /// What the client says on the control stream.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +42,14 @@ pub enum FromClient {
         /// PKCS#10 request, DER.
         #[serde(with = "bytes_as_base64")]
         csr: Vec<u8>,
+        /// The CA that is to sign it, one that the client trusts; older clients do not say, and have one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        authority: Option<Pin>,
+    },
+    /// A certificate by this CA is on the client's disk, and so is that it trusts that CA.
+    Kept {
+        /// The CA's pin.
+        authority: Pin,
     },
     /// Tells the largest inner packet the client can take.
     Path {
@@ -69,6 +81,13 @@ pub enum FromServer {
         /// The chain.
         chain: Vec<Base64>,
     },
+    /// The CAs to trust from now on, instead of those that the client knew; DER. The first one is to sign the
+    /// client's own certificate: who has another asks for one. Whoever says this has proven by one that the client
+    /// trusted that it is the gateway.
+    Authorities {
+        /// The certificates, at most [`MAX_AUTHORITIES`].
+        authorities: Vec<Base64>,
+    },
     /// The last message's `type` is not known to this version.
     Unsupported {
         /// The type that was not understood.
@@ -90,6 +109,9 @@ pub struct Hello {
     pub client: String,
     /// Operating system, for the operator.
     pub platform: String,
+    /// The CAs that the client trusts; older clients do not say, and cannot change them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub authorities: Vec<Pin>,
 }
 
 /// TCP port of the gateway's inner IPv4 address where clients test how fast the tunnel is.
@@ -288,7 +310,8 @@ mod tests {
 
     #[test]
     fn a_message_survives_the_frame() {
-        let hello = FromClient::Hello(Hello { version: 1, client: "t".into(), platform: "linux".into() });
+        let hello =
+            FromClient::Hello(Hello { version: 1, client: "t".into(), platform: "linux".into(), authorities: vec![] });
         let mut reader = FrameReader::default();
         reader.push(&encode(&hello).unwrap());
         let frame = reader.next_frame().unwrap().unwrap();

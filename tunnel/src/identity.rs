@@ -15,10 +15,12 @@ mod pin;
 #[cfg(test)]
 mod tests;
 
+pub use rustls::pki_types::CertificateDer;
+
 pub use authority::{Authority, Issued, MAX_CSR};
-pub use credential::{Credential, PrivatePem};
+pub use credential::{Credential, PrivatePem, certificates_pem};
 pub use device::{DeviceId, DeviceKey, verify_challenge};
-pub use facts::{CertificateFacts, is_device_certificate, verify_csr};
+pub use facts::{CertificateFacts, is_authority, is_device_certificate, is_signed_by, verify_csr};
 pub use names::{MAX_NAME, printable};
 pub use pin::Pin;
 
@@ -52,7 +54,9 @@ pub enum IdentityError {
     #[error("the certificate is not a P-256 certificate authority")]
     NotAuthority,
     /// The CA is past its end, so nothing it issues would be accepted.
-    #[error("the certificate authority has expired; make a new one with init and invite every device again")]
+    #[error(
+        "the certificate authority has expired; make a new one with init and invite every device again (ca rotate does it without that, before the end)"
+    )]
     AuthorityExpired,
     /// The request is longer than [`MAX_CSR`].
     #[error("a certificate request of {0} bytes exceeds the {MAX_CSR}-byte limit")]

@@ -61,34 +61,35 @@ pub struct ClientTransport {
 }
 
 impl ClientTransport {
-    /// A session: presents the device's chain, trusts exactly `authority`.
+    /// A session: presents the device's chain, trusts exactly `authorities`: one CA, and two while a gateway changes
+    /// from one to the other.
     ///
     /// # Errors
-    /// [`TransportError`] when certificate, key and CA do not make a TLS configuration.
+    /// [`TransportError`] when certificate, key and CAs do not make a TLS configuration.
     pub fn session(
-        authority: &CertificateDer<'_>,
+        authorities: &[CertificateDer<'_>],
         chain: Vec<CertificateDer<'static>>,
         key: PrivateKeyDer<'static>,
         tuning: Tuning,
     ) -> Result<Self, TransportError> {
         // The gateway has its CA; what is sent to it again it would keep for every session.
-        let chain = chain.into_iter().filter(|certificate| certificate != authority).collect();
+        let chain = chain.into_iter().filter(|certificate| !authorities.contains(certificate)).collect();
         let tls = rustls::ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])?
-            .with_root_certificates(roots(authority)?)
+            .with_root_certificates(roots(authorities)?)
             .with_client_auth_cert(chain, key)?;
         Ok(Self::from_tls(tls, Protocol::Session, tuning))
     }
 
-    /// Enrolment: presents nothing, trusts the CA whose public key has this pin.
+    /// Enrolment: presents nothing, trusts the CAs whose public keys have these pins.
     ///
     /// # Errors
     /// [`TransportError::Tls`] when the TLS library lacks TLS 1.3.
-    pub fn enrolment(pin: Pin, tuning: Tuning) -> Result<Self, TransportError> {
+    pub fn enrolment(pins: Vec<Pin>, tuning: Tuning) -> Result<Self, TransportError> {
         let tls = rustls::ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(PinnedAuthority { pin }))
+            .with_custom_certificate_verifier(Arc::new(PinnedAuthority { pins }))
             .with_no_client_auth();
         Ok(Self::from_tls(tls, Protocol::Enrolment, tuning))
     }
@@ -106,26 +107,26 @@ impl ClientTransport {
     }
 }
 
-/// What a gateway needs to answer: its leaf, its CA.
+/// What a gateway needs to answer: its leaf, and the CAs of its clients.
 #[derive(Clone, Debug)]
 pub struct ServerTransport {
     pub(crate) config: Arc<quinn_proto::ServerConfig>,
 }
 
 impl ServerTransport {
-    /// Answers both protocols. A client certificate is asked for and verified against `authority`
+    /// Answers both protocols. A client certificate is asked for and verified against `authorities`
     /// when one is given; that a session needs one is judged after the handshake, so that the
     /// refusal carries our own close code.
     ///
     /// # Errors
     /// [`TransportError`] when certificate, key and CA do not make a TLS configuration.
     pub fn new(
-        authority: &CertificateDer<'_>,
+        authorities: &[CertificateDer<'_>],
         chain: Vec<CertificateDer<'static>>,
         key: PrivateKeyDer<'static>,
         tuning: Tuning,
     ) -> Result<Self, TransportError> {
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(authority)?), provider())
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(authorities)?), provider())
             .allow_unauthenticated()
             .build()
             .map_err(|_| TransportError::Authority)?;
@@ -201,16 +202,18 @@ fn has_aes_instructions() -> bool {
     }
 }
 
-fn roots(authority: &CertificateDer<'_>) -> Result<RootCertStore, TransportError> {
+fn roots(authorities: &[CertificateDer<'_>]) -> Result<RootCertStore, TransportError> {
     let mut roots = RootCertStore::empty();
-    roots.add(authority.clone().into_owned()).map_err(|_| TransportError::Authority)?;
+    for authority in authorities {
+        roots.add(authority.clone().into_owned()).map_err(|_| TransportError::Authority)?;
+    }
     Ok(roots)
 }
 
-/// Trusts a chain that ends in the CA with the pinned public key, and nothing else.
+/// Trusts a chain that ends in a CA with a pinned public key, and nothing else.
 #[derive(Debug)]
 struct PinnedAuthority {
-    pin: Pin,
+    pins: Vec<Pin>,
 }
 
 impl ServerCertVerifier for PinnedAuthority {
@@ -225,9 +228,9 @@ impl ServerCertVerifier for PinnedAuthority {
         let unknown = || rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer);
         let authority = intermediates
             .iter()
-            .find(|certificate| Pin::of_certificate(certificate).is_ok_and(|pin| pin == self.pin))
+            .find(|certificate| Pin::of_certificate(certificate).is_ok_and(|pin| self.pins.contains(&pin)))
             .ok_or_else(unknown)?;
-        let roots = roots(authority).map_err(|_| unknown())?;
+        let roots = roots(std::slice::from_ref(authority)).map_err(|_| unknown())?;
         WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider())
             .build()
             .map_err(|_| unknown())?

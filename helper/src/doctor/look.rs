@@ -277,10 +277,9 @@ async fn handshakes(profile: &Profile, addresses: &[SocketAddr], may_ask: bool, 
 fn transport(profile: &Profile) -> Result<ClientTransport, Problem> {
     let damaged = || Problem::new(code::UNKNOWN);
     if profile.is_locked() {
-        let pin = profile.authority().ok_or_else(damaged)?;
-        return ClientTransport::enrolment(pin, Tuning::default()).map_err(|_| damaged());
+        return ClientTransport::enrolment(profile.pins(), Tuning::default()).map_err(|_| damaged());
     }
-    dial::transport(&profile.credential().map_err(|_| damaged())?)
+    dial::transport(profile)
 }
 
 async fn converse(
@@ -312,7 +311,7 @@ async fn converse(
                 }
                 first = Some(established.link);
                 due = Instant::now() + if may_ask { DECISION_WITHIN } else { REFUSAL_WITHIN };
-                if may_ask && let Ok(frame) = control::encode(&dial::hello()) {
+                if may_ask && let Ok(frame) = control::encode(&dial::hello(profile)) {
                     // Its silence says the rest.
                     let _ = shard.handle.send(Command::Send { link: established.link, frame }).await;
                 }

@@ -41,6 +41,8 @@ pub(super) struct Routes {
     device: String,
     index: u32,
     note: Option<String>,
+    /// Some inner network goes before a local one.
+    has_preferences: bool,
     made: Vec<(Entry, Change)>,
 }
 
@@ -54,7 +56,8 @@ impl Routes {
         {
             return Err(RouteError::TableTaken(plan.fwmark));
         }
-        let mut routes = Self { device: plan.device.clone(), index, note, made: Vec::new() };
+        let has_preferences = !preferred.is_empty();
+        let mut routes = Self { device: plan.device.clone(), index, note, has_preferences, made: Vec::new() };
         if let Err(error) = routes.make(plan, &preferred, &net, index, journal).await {
             if let Err(second) = routes.undo(journal).await {
                 tracing::error!(error = %second, "what was done could not be undone");
@@ -112,6 +115,32 @@ impl Routes {
             }
         }
         Ok(())
+    }
+
+    /// What is new or other first, then away with what is gone.
+    pub(super) async fn change(&mut self, old: &Plan, plan: &Plan, journal: &mut Journal) -> Result<bool, RouteError> {
+        let net = Netlink::open()?;
+        let (note, preferred) = plan.settle(&net.local_networks(self.index).await?)?;
+        if self.has_preferences || !preferred.is_empty() {
+            return Ok(false); // rules, too, would have to be changed
+        }
+        if plan.is_full_v4() && !old.is_full_v4() {
+            self.loosen_reverse_path(journal)?;
+        }
+        let v6_here = Path::new("/proc/sys/net/ipv6").exists();
+        let (before, after) = (destinations(old, v6_here), destinations(plan, v6_here));
+        let message = |(destination, kind): (IpNet, RouteType)| {
+            let interface = (kind == RouteType::Unicast).then_some(self.index);
+            route(destination, kind, interface, plan.fwmark)
+        };
+        for wanted in after.iter().filter(|wanted| !before.contains(wanted)) {
+            net.replace_route(message(*wanted)).await?;
+        }
+        for gone in before.iter().filter(|(net, _)| after.iter().all(|(kept, _)| kept != net)) {
+            net.delete_route(message(*gone)).await?;
+        }
+        self.note = note;
+        Ok(true)
     }
 
     /// A strict reverse-path filter (RFC 3704) would drop the gateway's answers, because the way
@@ -343,6 +372,11 @@ impl Netlink {
 
     async fn add_route(&self, route: RouteMessage) -> Result<(), RouteError> {
         self.handle.route().add(route).execute().await.map_err(|e| kernel("adding a route", &e))
+    }
+
+    /// In place of one to the same destination.
+    async fn replace_route(&self, route: RouteMessage) -> Result<(), RouteError> {
+        self.handle.route().add(route).replace().execute().await.map_err(|e| kernel("changing a route", &e))
     }
 
     /// One that is gone already is no error.

@@ -68,6 +68,11 @@ impl Routes {
         Ok(())
     }
 
+    #[allow(clippy::unused_async, reason = "the same on every platform")]
+    pub(super) async fn change(&mut self, _: &Plan, _: &Plan, _: &mut Journal) -> Result<bool, RouteError> {
+        Ok(false) // a new utun is made
+    }
+
     pub(super) fn note(&self) -> Option<&str> {
         self.note.as_deref()
     }

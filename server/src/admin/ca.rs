@@ -1,4 +1,4 @@
-//! `ca show|backup|restore`: the one thing that a gateway cannot make again.
+//! `ca show|backup|restore`: the one thing that a gateway cannot make again. `rotate` has the rest of `ca`.
 
 use std::fs;
 use std::io::{self, IsTerminal, Read};
@@ -6,16 +6,19 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use culvert_tunnel::identity::renew_at;
-use serde_json::json;
+use serde_json::{Value, json};
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
 use super::lists::line;
+use super::rotate::{self, Progress};
 use super::{AdminError, SCHEMA, state_dir};
+use crate::authorities::{Authorities, Second};
 use crate::backup::{self, CONFIG, Files};
 use crate::config::{Config, Loaded};
 use crate::files;
 use crate::owner;
+use crate::registry::{Device, Registry};
 use crate::sealed_file;
 use crate::settings::Settings;
 use crate::times::rfc3339;
@@ -40,9 +43,11 @@ pub async fn show(config: &Config, as_json: bool) -> Result<String, AdminError> 
     let state = state_dir(config);
     let registry = state.registry().await?;
     let settings = Settings::resolve(config, &registry).await?;
+    let authorities = state.authorities()?;
+    let devices = if authorities.second().is_some() { registry.devices().await? } else { vec![] };
     registry.close().await;
-    let authority = state.authority()?;
-    let leaf = state.leaf(&authority, &settings.leaf_names(), SystemTime::now())?.facts()?;
+    let authority = authorities.current();
+    let leaf = state.leaf(authority, &settings.leaf_names(), SystemTime::now())?.facts()?;
     let ca = authority.facts();
     let time = |at: SystemTime| rfc3339(OffsetDateTime::from(at));
     let renews = renew_at(leaf.not_before, leaf.not_after);
@@ -51,20 +56,40 @@ pub async fn show(config: &Config, as_json: bool) -> Result<String, AdminError> 
             "schema": SCHEMA,
             "ca": { "pin": authority.pin().to_string(), "name": ca.common_name, "serial": ca.serial_hex,
                     "not_before": time(ca.not_before), "not_after": time(ca.not_after) },
+            "rotation": rotation(&authorities, &devices).map(|(object, _)| object),
             "gateway": { "names": settings.leaf_names(), "serial": leaf.serial_hex,
                          "not_before": time(leaf.not_before), "not_after": time(leaf.not_after), "renews": time(renews) },
         })));
     }
     Ok(format!(
-        "{}\n    Pin:          {}\n    Valid until:  {}\nThe gateway's own certificate\n    Names:        {}\n    \
+        "{}\n    Pin:          {}\n    Valid until:  {}\n{}The gateway's own certificate\n    Names:        {}\n    \
          Valid until:  {} (renews by itself on {})\n",
         ca.common_name.as_deref().unwrap_or("CA"),
         authority.pin(),
         time(ca.not_after),
+        rotation(&authorities, &devices).map_or_else(String::new, |(_, text)| text),
         settings.leaf_names().join(", "),
         time(leaf.not_after),
         OffsetDateTime::from(renews).date(),
     ))
+}
+
+/// The CA beside the first one, and how far devices are: for JSON and for people.
+fn rotation(authorities: &Authorities, devices: &[Device]) -> Option<(Value, String)> {
+    let (state, towards, said) = match authorities.second()? {
+        Second::Coming(next) => ("coming", next.pin(), "A second one comes"),
+        Second::Leaving(_) => ("leaving", authorities.current().pin(), "A second one leaves again"),
+    };
+    let pin = authorities.second_pin()?;
+    let Progress { devices, waiting } = Progress::of(devices, towards, OffsetDateTime::now_utc());
+    let object = json!({ "state": state, "pin": pin, "devices": devices, "waiting": waiting });
+    let (ready, of) = (devices - waiting.len(), if state == "coming" { "it" } else { "the first one" });
+    let mut text =
+        format!("{said}\n    Pin:          {pin}\n    Devices:      {ready} of {devices} have a certificate of {of}\n");
+    if !waiting.is_empty() {
+        text.push_str(&format!("    Not yet:      {}\n", rotate::named(&waiting)));
+    }
+    Some((object, text))
 }
 
 /// Writes everything that cannot be made again into one sealed file, mode 0600. The gateway may run.

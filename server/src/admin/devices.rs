@@ -241,7 +241,7 @@ fn names(devices: &[&Device]) -> Vec<String> {
 
 /// Lets the running gateway act on the registry now. Returns how many sessions that ended; `None`
 /// when no gateway runs.
-fn tell(config: &Config) -> Result<Option<usize>, AdminError> {
+pub(super) fn tell(config: &Config) -> Result<Option<usize>, AdminError> {
     match ask(&config.control_socket, &Request::Changed) {
         Ok(Response::Closed { sessions }) => Ok(Some(sessions)),
         Ok(_) => Ok(None), // not to this request
@@ -251,6 +251,6 @@ fn tell(config: &Config) -> Result<Option<usize>, AdminError> {
     }
 }
 
-fn count(number: usize, what: &str) -> String {
+pub(super) fn count(number: usize, what: &str) -> String {
     if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
 }

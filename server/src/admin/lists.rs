@@ -47,6 +47,7 @@ pub(super) fn device_json(device: &Device, now: OffsetDateTime) -> Value {
         "last_seen": device.last_seen.map(rfc3339),
         "certificate_until": rfc3339(device.not_after),
         "revoked_at": device.revoked_at.map(rfc3339),
+        "ca_pin": device.authority.map(|pin| pin.to_string()),
         "state": state(device, now),
     })
 }

@@ -28,8 +28,11 @@ struct Subject {
 /// # Errors
 /// [`AdminError`] when nobody is called so, or the registry cannot be read.
 pub async fn why(config: &Config, name: &str, as_json: bool) -> Result<String, AdminError> {
-    let registry = state_dir(config).registry().await?;
+    let state = state_dir(config);
+    let registry = state.registry().await?;
     let pool = Settings::resolve(config, &registry).await?.pool;
+    let known = state.authorities()?;
+    let authorities: Vec<_> = std::iter::once(known.current().pin()).chain(known.second_pin()).collect();
     let subject = find(&registry, name).await?;
     registry.close().await;
     let now = OffsetDateTime::now_utc();
@@ -39,7 +42,7 @@ pub async fn why(config: &Config, name: &str, as_json: bool) -> Result<String, A
         let of_user: Vec<Invitation> =
             subject.invitations.iter().filter(|one| one.user == device.user).cloned().collect();
         let heard = running.as_ref().map(|running| running.heard(&device.id));
-        let facts = DeviceFacts { device, invitations: &of_user, heard, pool: &pool };
+        let facts = DeviceFacts { device, invitations: &of_user, heard, pool: &pool, authorities: &authorities };
         judged.push((judge_device(&facts, now), Some((device, facts.heard.clone()))));
     }
     if judged.is_empty() && subject.is_user {

@@ -268,6 +268,7 @@ mod tests {
             created: OffsetDateTime::UNIX_EPOCH + Duration::days(day),
             last_seen: None,
             revoked_at: None,
+            authority: None,
         }
     }
 

@@ -14,6 +14,7 @@ use ipnet::IpNet;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -44,6 +45,15 @@ const BACKLOG: i32 = 128;
 pub struct Sockets {
     udp: Vec<UdpSocket>,
     tcp: Vec<TcpListener>,
+}
+
+/// Who answers now, and whom.
+#[derive(Debug)]
+pub struct Current<R> {
+    /// Has the answers.
+    pub resolver: Arc<Resolver<R>>,
+    /// May ask.
+    pub clients: Clients,
 }
 
 /// Whom the sockets serve.
@@ -92,14 +102,9 @@ impl Sockets {
         }
     }
 
-    /// Answers until the future is dropped.
-    pub async fn serve<R: Registry>(self, resolver: Arc<Resolver<R>>, clients: Clients) {
-        let server = Server {
-            resolver,
-            clients: Arc::new(clients),
-            questions: Places::new(QUESTIONS),
-            connections: Places::new(CONNECTIONS),
-        };
+    /// Answers until the future is dropped; each question by what is current when it comes.
+    pub async fn serve<R: Registry>(self, current: watch::Receiver<Arc<Current<R>>>) {
+        let server = Server { current, questions: Places::new(QUESTIONS), connections: Places::new(CONNECTIONS) };
         let udp = join_all(self.udp.into_iter().map(|socket| server.serve_udp(Arc::new(socket))));
         let tcp = join_all(self.tcp.into_iter().map(|listener| server.serve_tcp(listener)));
         join!(udp, tcp);
@@ -107,13 +112,16 @@ impl Sockets {
 }
 
 struct Server<R> {
-    resolver: Arc<Resolver<R>>,
-    clients: Arc<Clients>,
+    current: watch::Receiver<Arc<Current<R>>>,
     questions: Places,
     connections: Places,
 }
 
 impl<R: Registry> Server<R> {
+    fn current(&self) -> Arc<Current<R>> {
+        Arc::clone(&self.current.borrow())
+    }
+
     /// What is more than a client's share is dropped unread: saying so would cost as much as an answer, and a
     /// client that hears nothing waits.
     async fn serve_udp(&self, socket: Arc<UdpSocket>) {
@@ -125,22 +133,23 @@ impl<R: Registry> Server<R> {
                 continue;
             };
             while tasks.try_join_next().is_some() {}
-            let place = self.clients.include(peer.ip()).then(|| self.questions.take(peer.ip(), Instant::now()));
+            let Current { resolver, clients } = &*self.current();
+            let place = clients.include(peer.ip()).then(|| self.questions.take(peer.ip(), Instant::now()));
             let Some(place) = place.flatten() else {
-                count(&self.resolver.counters().refused);
+                count(&resolver.counters().refused);
                 continue;
             };
             let question = match Question::parse(&buffer[..length]) {
                 Ok(question) => question,
                 Err(rejected) => {
-                    count(&self.resolver.counters().refused);
+                    count(&resolver.counters().refused);
                     if let Rejected::Told(reply) = rejected {
                         send(&socket, &reply, peer);
                     }
                     continue;
                 }
             };
-            let (socket, resolver) = (Arc::clone(&socket), Arc::clone(&self.resolver));
+            let (socket, resolver) = (Arc::clone(&socket), Arc::clone(resolver));
             tasks.spawn(async move {
                 let answer = resolver.answer(peer.ip(), question.subject()).await;
                 send(&socket, &question.reply(&answer, question.udp_limit()), peer);
@@ -157,15 +166,16 @@ impl<R: Registry> Server<R> {
                 continue;
             };
             while tasks.try_join_next().is_some() {}
-            let place = self.clients.include(peer.ip()).then(|| self.connections.take(peer.ip(), Instant::now()));
+            let Current { resolver, clients } = &*self.current();
+            let place = clients.include(peer.ip()).then(|| self.connections.take(peer.ip(), Instant::now()));
             let Some(place) = place.flatten() else {
-                count(&self.resolver.counters().refused);
+                count(&resolver.counters().refused);
                 continue;
             };
-            let (resolver, questions) = (Arc::clone(&self.resolver), self.questions.clone());
+            let (current, questions) = (self.current.clone(), self.questions.clone());
             tasks.spawn(async move {
                 // What a client breaks off is its own affair.
-                let _ = converse(stream, peer.ip(), &resolver, &questions).await;
+                let _ = converse(stream, peer.ip(), &current, &questions).await;
                 drop(place);
             });
         }
@@ -176,11 +186,12 @@ impl<R: Registry> Server<R> {
 async fn converse<R: Registry>(
     mut stream: TcpStream,
     peer: IpAddr,
-    resolver: &Resolver<R>,
+    current: &watch::Receiver<Arc<Current<R>>>,
     questions: &Places,
 ) -> io::Result<()> {
     loop {
         let length = usize::from(timeout(IDLE, stream.read_u16()).await??);
+        let resolver = Arc::clone(&current.borrow().resolver);
         let place = questions.take(peer, Instant::now()).filter(|_| length <= QUESTION_BYTES);
         let Some(_place) = place else {
             count(&resolver.counters().refused);

@@ -44,8 +44,15 @@ pub struct Resolver<R> {
 }
 
 impl<R: Registry> Resolver<R> {
-    /// With nothing in its cache. `resolv_conf` is the host's own file.
-    pub fn new(config: &Dns, pool: Pool, isolation: bool, registry: R, resolv_conf: PathBuf) -> Self {
+    /// With nothing in its cache; it goes on counting where `counters` are. `resolv_conf` is the host's own file.
+    pub fn new(
+        config: &Dns,
+        pool: Pool,
+        isolation: bool,
+        registry: R,
+        resolv_conf: PathBuf,
+        counters: Arc<Counters>,
+    ) -> Self {
         let places = Arc::new(Semaphore::new(AT_ONCE));
         let (names, servers) = by_zone(config);
         let gateway = pool.gateway();
@@ -60,7 +67,7 @@ impl<R: Registry> Resolver<R> {
             system: System::new(config.upstream.clone(), own, resolv_conf, places, Instant::now()),
             cache: Cache::new(),
             devices: Mutex::default(),
-            counters: Arc::default(),
+            counters,
         }
     }
 

@@ -105,6 +105,7 @@ pub fn certificates(ca_left: Option<Duration>, leaf_left: Option<Duration>) -> V
             .repair("culvert-server init (elsewhere), and invite everybody again"),
         Some(left) if left < CA_SOON => {
             Finding::warn("ca", format!("The certificate authority ends in {} days", days(left)))
+                .repair("culvert-server ca rotate")
         }
         Some(left) => Finding::pass("ca", format!("The certificate authority is good for {} days", days(left))),
     };

@@ -66,7 +66,7 @@ async fn dial(settings: &Settings, pin: Pin, address: SocketAddr) -> Result<(), 
     let failed = || Down::Local(Close::Internal);
     let any: IpAddr = if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = socket::bind((any, 0).into(), SocketOptions::default()).map_err(|_| failed())?;
-    let transport = ClientTransport::enrolment(pin, Tuning::default()).map_err(|_| failed())?;
+    let transport = ClientTransport::enrolment(vec![pin], Tuning::default()).map_err(|_| failed())?;
     let config = ShardConfig::<Tun> { socket, device: None, role: Role::Client, cids: CidKey::random() };
     let mut shard = spawn(vec![config]).map_err(|_| failed())?.pop().ok_or_else(failed)?;
     let dialled = shard.handle.dial(address, settings.endpoint.host.clone(), transport).await;

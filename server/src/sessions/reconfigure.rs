@@ -9,15 +9,72 @@ use culvert_tunnel::control::{FromServer, Welcome};
 use culvert_tunnel::device::Device as Interface;
 use culvert_tunnel::rules::Rules;
 use culvert_tunnel::shard::mailbox::{Command, LinkId};
+use tokio::sync::watch;
 
 use super::{Session, Sessions};
+use crate::addresses::Pool;
 use crate::admit::{self, Rates};
+use crate::config::Config;
 use crate::conversation::Office;
-use crate::gateway;
+use crate::dns;
+use crate::gateway::{self, GatewayError};
+use crate::interface::{Netlink, check_overlap};
 use crate::registry::Registry;
-use crate::reload::{Judged, ReloadError, merge};
+use crate::reload::{Judged, ReloadError, Reloader, merge};
 use crate::settings::Settings;
 use crate::{log, nat};
+
+/// What a reload needs and changes, beside the loop.
+#[derive(Debug)]
+pub struct Reloading<R> {
+    /// Reads the configuration.
+    pub reloader: Reloader,
+    /// Go by what is in force.
+    pub followers: Followers,
+    /// Answers clients' questions for names.
+    pub resolver: dns::Service<R>,
+}
+
+/// Tells tasks beside the loop what is in force now.
+#[derive(Debug)]
+pub struct Followers {
+    in_force: watch::Sender<(Arc<Config>, Settings)>,
+    pool: watch::Sender<Pool>,
+}
+
+impl Followers {
+    /// At the start.
+    pub fn new(config: &Config, settings: &Settings) -> Self {
+        Self {
+            in_force: watch::Sender::new((Arc::new(config.clone()), settings.clone())),
+            pool: watch::Sender::new(settings.pool),
+        }
+    }
+
+    /// Configuration and settings.
+    pub fn in_force(&self) -> watch::Receiver<(Arc<Config>, Settings)> {
+        self.in_force.subscribe()
+    }
+
+    /// The inner networks.
+    pub fn pool(&self) -> watch::Receiver<Pool> {
+        self.pool.subscribe()
+    }
+
+    fn tell(&self, config: &Config, settings: &Settings) {
+        self.in_force.send_replace((Arc::new(config.clone()), settings.clone()));
+        self.pool.send_replace(settings.pool);
+    }
+}
+
+/// The interface in another network that begins where its own does, if nothing else on this host uses that.
+async fn resize(device: &str, from: &Pool, to: &Pool) -> Result<(), GatewayError> {
+    let netlink = Netlink::open()?;
+    let mut locals = netlink.local_networks().await?;
+    locals.retain(|local| local.interface != device);
+    check_overlap(to, &locals)?;
+    Ok(netlink.resize(device, from, to).await?)
+}
 
 impl<R: Registry, D: Interface> Sessions<R, D> {
     /// Reads the configuration again and puts in force what can be changed now.
@@ -25,27 +82,40 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
     /// # Errors
     /// [`ReloadError`]; everything is as it was then.
     pub(super) async fn reload(&mut self) -> Result<Judged, ReloadError> {
-        let (loaded, judged) = self.reloader.read()?;
+        let (loaded, mut judged) = self.reloading.reloader.read()?;
         let old = Arc::clone(&self.office);
-        let config = merge(&old.config, &loaded.config);
+        let mut config = merge(&old.config, &loaded.config);
         let refused = |error: &dyn std::fmt::Display| ReloadError::Refused(error.to_string());
-        let settings = Settings::resolve(&config, &old.registry).await.map_err(|error| refused(&error))?;
-        // The networks wait for a restart, whoever changed what they come from, and so does the resolver.
-        let settings = Settings { pool: old.settings.pool, answers: old.settings.answers, ..settings };
+        let settings = Settings::resolve(&loaded.config, &old.registry).await.map_err(|error| refused(&error))?;
+        // Other networks wait for a restart, whoever changed what they come from.
+        let grown = old.settings.pool.grown_to(settings.pool.ipv4()).filter(|_| judged.grow());
+        if grown.is_some() {
+            config.ipv4 = loaded.config.ipv4;
+        }
+        let pool = grown.unwrap_or(old.settings.pool);
+        let mut settings = Settings::new(&config, settings.endpoint, pool);
         let transport =
-            self.leaf.renewed(&old.authority, &settings, SystemTime::now()).map_err(|error| refused(&error))?;
-        if config.isolation != old.config.isolation {
-            nat::put(&config.device, &settings.pool, config.isolation, config.nat).map_err(|error| refused(&error))?;
+            self.leaf.renewed(&old.authorities, &settings, SystemTime::now()).map_err(|error| refused(&error))?;
+        let is_other_pool = pool != old.settings.pool;
+        if is_other_pool {
+            resize(&config.device, &old.settings.pool, &pool).await.map_err(|error| refused(&error))?;
+        }
+        if is_other_pool || config.isolation != old.config.isolation {
+            let put = nat::put(&config.device, &pool, config.isolation, config.nat);
+            if put.is_err() && is_other_pool {
+                let _ = resize(&config.device, &pool, &old.settings.pool).await; // the first error is what counts
+            }
+            put.map_err(|error| refused(&error))?;
         }
         // From here on nothing fails.
-        self.office = Arc::new(Office {
-            registry: old.registry.clone(),
-            authority: Arc::clone(&old.authority),
-            config,
-            settings,
-            dns: old.dns.clone(),
-            door: old.door.clone(),
-        });
+        let answers_otherwise = settings.answers != old.settings.answers
+            || (&config.dns, config.isolation) != (&old.config.dns, old.config.isolation);
+        if is_other_pool || answers_otherwise {
+            self.reloading.resolver.apply(&config, &mut settings).await;
+        }
+        self.reloading.followers.tell(&config, &settings);
+        self.office =
+            Arc::new(Office { config, settings, dns: self.reloading.resolver.counters(), ..Office::clone(&old) });
         let Office { config, settings, .. } = &*self.office;
         log::reconfigure(config);
         old.door.configure(config.bans.clone()).await;
@@ -69,13 +139,13 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
         for (link, welcome) in news {
             self.send(link, &FromServer::Reconfigure(welcome)).await;
         }
-        self.reloader.accept(&loaded);
+        self.reloading.reloader.accept(&loaded, &judged);
         Ok(judged)
     }
 
     /// The gateway's own certificate is renewed before it ends; open sessions do not notice.
     pub(super) async fn renew_leaf(&mut self) {
-        match self.leaf.renewed(&self.office.authority, &self.office.settings, SystemTime::now()) {
+        match self.leaf.renewed(&self.office.authorities, &self.office.settings, SystemTime::now()) {
             Ok(None) => {}
             Ok(Some(transport)) => {
                 for shard in &self.shards {

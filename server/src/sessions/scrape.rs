@@ -60,7 +60,7 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
             families: if settings.pool.ipv6().is_some() { &["ipv4", "ipv6"] } else { &["ipv4"] },
             counts,
             bans: None,
-            certificates: [Some(self.office.authority.facts().not_after), self.leaf.not_after()],
+            certificates: [Some(self.office.authorities.current().facts().not_after), self.leaf.not_after()],
             port: config.listen.port(),
             dns: dns.as_ref().map(|counters| counters.snapshot()),
             devices,

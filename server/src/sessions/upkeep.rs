@@ -34,6 +34,8 @@ pub struct Proof {
 enum RenewError {
     #[error("the request is for another key than the device's")]
     OtherKey,
+    #[error("the device trusts an authority that signs nothing any more, and will be told of another")]
+    OtherAuthority,
     #[error("the device is revoked, or has another key by now")]
     Changed,
     #[error(transparent)]
@@ -44,7 +46,7 @@ enum RenewError {
 
 impl<R: Registry, D: Interface> Sessions<R, D> {
     /// The client asks for a new certificate. Made beside the loop, since it ends on a disk.
-    pub(super) fn on_renew(&mut self, link: LinkId, csr: Vec<u8>) {
+    pub(super) fn on_renew(&mut self, link: LinkId, csr: Vec<u8>, authority: Option<Pin>) {
         let now = Instant::now();
         let Some(Link::Open(session)) = self.links.get_mut(&link) else { return };
         if session.renewed.is_some_and(|at| now < at + RENEWALS_APART) {
@@ -54,7 +56,7 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
         let (office, device) = (Arc::clone(&self.office), session.device.clone());
         let Some(shard) = self.shard(link).cloned() else { return };
         tokio::spawn(async move {
-            let renewed = renew(&office, &device, &csr).await;
+            let renewed = renew(&office, &device, &csr, authority).await;
             metrics::renewal(if renewed.is_ok() { "ok" } else { "refused" });
             match renewed {
                 Ok(chain) => {
@@ -117,9 +119,15 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
 
 /// Issues a certificate for the key that the device has, and notes it. It counts from when the
 /// registry has it: if the client never hears of it, the old one is as good until its own end.
-async fn renew<R: Registry>(office: &Office<R>, device: &Device, csr: &[u8]) -> Result<[Vec<u8>; 2], RenewError> {
+async fn renew<R: Registry>(
+    office: &Office<R>,
+    device: &Device,
+    csr: &[u8],
+    authority: Option<Pin>,
+) -> Result<[Vec<u8>; 2], RenewError> {
+    let authority = office.authorities.signer(authority).ok_or(RenewError::OtherAuthority)?;
     let id: DeviceId = device.id.parse()?;
-    let issued = office.authority.issue_device_for(csr, id, office.config.device_lifetime, SystemTime::now())?;
+    let issued = authority.issue_device_for(csr, id, office.config.device_lifetime, SystemTime::now())?;
     if issued.spki != Pin::from_bytes(device.spki_sha256) {
         return Err(RenewError::OtherKey);
     }
@@ -128,5 +136,5 @@ async fn renew<R: Registry>(office: &Office<R>, device: &Device, csr: &[u8]) -> 
     if !office.registry.renew(&device.id, &certificate, OffsetDateTime::now_utc()).await? {
         return Err(RenewError::Changed);
     }
-    Ok([issued.der, office.authority.certificate_der().to_vec()])
+    Ok([issued.der, authority.certificate_der().to_vec()])
 }

@@ -4,6 +4,8 @@ use super::*;
 use crate::control_socket::BanInfo;
 use crate::history::{Record, Refusal};
 
+const PRESENT: Pin = Pin::from_bytes([1; 32]);
+
 /// A case: what is unusual about the device, and the whole line.
 type Case = (&'static str, fn(&mut Device, &mut Heard), &'static str);
 
@@ -42,6 +44,15 @@ fn each_state_of_a_device_has_one_verdict_and_one_repair() {
             "expired, and nothing was heard",
             |device, _| device.not_after = now() - days(1),
             "anna/mac: certificate expired 1 day ago. Fix: culvert-server invite anna/mac --renew",
+        ),
+        (
+            "away while the authority changed",
+            |device, heard| {
+                device.authority = Some(Pin::from_bytes([2; 32]));
+                heard.history.record = refused("expired", 1);
+            },
+            "anna/mac: 1 handshake refused since 07:00 UTC: the gateway has a new certificate authority, and the \
+             device was away while it changed. Fix: culvert-server invite anna/mac --renew",
         ),
         (
             "a network that was changed",
@@ -122,7 +133,7 @@ fn an_open_renewal_is_told() {
     let device = Device { not_after: now() - days(2), ..device() };
     let renewal = Invitation { renews: Some(device.id.clone()), ..invitation() };
     let pool = pool();
-    let facts = DeviceFacts { device: &device, invitations: &[renewal], heard: None, pool: &pool };
+    let facts = DeviceFacts { device: &device, invitations: &[renewal], heard: None, pool: &pool, authorities: &[] };
     let told = judge_device(&facts, now()).sentence;
     assert_eq!(told, "certificate expired 2 days ago; an invitation that renews it is open until 2027-01-16 08:00 UTC");
 }
@@ -149,7 +160,7 @@ fn a_user_without_a_device_is_judged_by_the_invitations() {
 }
 
 fn judge(device: &Device, heard: Option<Heard>) -> Judgement {
-    judge_device(&DeviceFacts { device, invitations: &[], heard, pool: &pool() }, now())
+    judge_device(&DeviceFacts { device, invitations: &[], heard, pool: &pool(), authorities: &[PRESENT] }, now())
 }
 
 fn pool() -> Pool {
@@ -178,6 +189,7 @@ fn device() -> Device {
         created: now() - days(40),
         last_seen: Some(now() - time::Duration::hours(5)),
         revoked_at: None,
+        authority: Some(PRESENT),
     }
 }
 

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use culvert_tunnel::close::Close;
 use culvert_tunnel::control::{self, FrameReader, FromClient, FromServer, Hello, Welcome};
 use culvert_tunnel::enrol::{EnrolError, Enrollee, Enrolment, Step};
-use culvert_tunnel::identity::{Authority, DeviceKey};
+use culvert_tunnel::identity::{Authority, DeviceKey, Pin};
 use culvert_tunnel::invitation::Invitation;
 use futures_util::TryStreamExt;
 use quinn::{ApplicationClose, Connection, ConnectionError, VarInt};
@@ -227,8 +227,19 @@ impl Gateway {
         alpn: &[u8],
         identity: Option<(&Vec<Vec<u8>>, &DeviceKey)>,
     ) -> quinn::Endpoint {
+        self.endpoint_trusting(self.authority().certificate_der().clone(), from, alpn, identity)
+    }
+
+    /// The same of a client that trusts another authority than the gateway's present one.
+    pub fn endpoint_trusting(
+        &self,
+        authority: CertificateDer<'static>,
+        from: Ipv4Addr,
+        alpn: &[u8],
+        identity: Option<(&Vec<Vec<u8>>, &DeviceKey)>,
+    ) -> quinn::Endpoint {
         let mut roots = rustls::RootCertStore::empty();
-        roots.add(self.authority().certificate_der().clone()).unwrap();
+        roots.add(authority).unwrap();
         let builder =
             rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
                 .with_protocol_versions(&[&rustls::version::TLS13])
@@ -278,9 +289,14 @@ impl Gateway {
     }
 
     pub async fn session(&self, device: &Device) -> Result<Session, ConnectionError> {
+        self.session_trusting(device, vec![]).await
+    }
+
+    /// As [`Self::session`], of a client that can change the authorities that it trusts.
+    pub async fn session_trusting(&self, device: &Device, authorities: Vec<Pin>) -> Result<Session, ConnectionError> {
         let connection = self.connect(b"culvert/1", Some((&device.enrolment.chain, &device.key))).await?;
         let mut control = Talk::open(&connection).await;
-        let hello = Hello { version: control::VERSION, client: "test".into(), platform: "linux".into() };
+        let hello = Hello { version: control::VERSION, client: "test".into(), platform: "linux".into(), authorities };
         control.send(&FromClient::Hello(hello)).await;
         match control.receive().await {
             FromServer::Welcome(welcome) => Ok(Session { connection, welcome, control }),

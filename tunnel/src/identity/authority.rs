@@ -27,6 +27,9 @@ pub const MAX_CSR: usize = 4096;
 /// gateway or the gateway's when a device enrolled, keeps nobody out once it is right.
 const SKEW: Duration = Duration::from_secs(DAY);
 
+/// What a CA's name ends in.
+const SUFFIX: &str = " CA";
+
 /// A private CA with its key.
 pub struct Authority {
     certificate: CertificateDer<'static>,
@@ -53,16 +56,53 @@ impl Authority {
     /// # Errors
     /// [`IdentityError::Name`] for a name with nothing printable in it.
     pub fn create(name: &str, now: SystemTime) -> Result<Self, IdentityError> {
-        const SUFFIX: &str = " CA";
+        Self::create_called(name, SUFFIX, now)
+    }
+
+    /// Makes the CA that follows this one: "`name` CA 2" and so on, so that nobody takes one for the other.
+    ///
+    /// # Errors
+    /// As [`Self::create`].
+    pub fn successor(&self, now: SystemTime) -> Result<Self, IdentityError> {
+        let own = self.facts.common_name.as_deref().unwrap_or_default();
+        let (name, number) = match own.rsplit_once(SUFFIX) {
+            Some((name, "")) => (name, 1),
+            Some((name, number)) => (name, number.trim_start().parse::<u32>().unwrap_or(1)),
+            None => (own, 1),
+        };
+        Self::create_called(name, &format!("{SUFFIX} {}", number.saturating_add(1)), now)
+    }
+
+    fn create_called(name: &str, suffix: &str, now: SystemTime) -> Result<Self, IdentityError> {
         let mut name: String =
-            printable(name).ok_or(IdentityError::Name)?.chars().take(MAX_NAME - SUFFIX.len()).collect();
-        name.push_str(SUFFIX);
+            printable(name).ok_or(IdentityError::Name)?.chars().take(MAX_NAME - suffix.len()).collect();
+        name.push_str(suffix);
         let key = DeviceKey::generate()?.into_pair();
-        let mut params = params(&name, now - SKEW, now + AUTHORITY_LIFETIME)?;
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let params = authority_params(&name, now - SKEW, now + AUTHORITY_LIFETIME)?;
         let certificate = params.self_signed(&key).map_err(|_| IdentityError::Crypto)?;
         Self::join(certificate.into(), key)
+    }
+
+    /// A certificate for the key of `other` by this CA ("new with old", RFC 4210 section 4.4): who trusts only this
+    /// one can verify what the other has issued. Valid until `until`, but no longer than either.
+    ///
+    /// # Errors
+    /// [`IdentityError::AuthorityExpired`] when that is over.
+    pub fn cross_sign(
+        &self,
+        other: &Self,
+        until: SystemTime,
+        now: SystemTime,
+    ) -> Result<CertificateDer<'static>, IdentityError> {
+        let until = until.min(self.facts.not_after).min(other.facts.not_after);
+        if now >= until {
+            return Err(IdentityError::AuthorityExpired);
+        }
+        let name = other.facts.common_name.as_deref().unwrap_or_default();
+        let key = other.issuer.key().subject_public_key_info();
+        let key = SubjectPublicKeyInfo::from_der(&key).map_err(|_| IdentityError::Crypto)?;
+        let params = authority_params(name, now - SKEW, until)?;
+        Ok(params.signed_by(&key, &self.issuer).map_err(|_| IdentityError::Crypto)?.into())
     }
 
     /// Reads what [`Self::certificate_pem`] and [`Self::key_pem`] wrote.
@@ -201,6 +241,13 @@ fn params(name: &str, not_before: SystemTime, not_after: SystemTime) -> Result<C
     // Positive, and of the same length always (RFC 5280 section 4.1.2.2).
     serial[0] = serial[0] & 0x7f | 0x40;
     params.serial_number = Some(SerialNumber::from_slice(&serial));
+    Ok(params)
+}
+
+fn authority_params(name: &str, from: SystemTime, until: SystemTime) -> Result<CertificateParams, IdentityError> {
+    let mut params = params(name, from, until)?;
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     Ok(params)
 }
 

@@ -68,7 +68,7 @@ impl Credential {
 
     /// The chain as PEM text, leaf first.
     pub fn chain_pem(&self) -> String {
-        self.chain.iter().map(|certificate| pem(CERTIFICATE, certificate)).collect()
+        certificates_pem(&self.chain)
     }
 
     /// The private key as PEM text (PKCS#8).
@@ -116,6 +116,11 @@ impl fmt::Debug for PrivatePem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("PrivatePem(..)")
     }
+}
+
+/// Certificates as PEM text, in their order.
+pub fn certificates_pem(certificates: &[CertificateDer<'_>]) -> String {
+    certificates.iter().map(|certificate| pem(CERTIFICATE, certificate)).collect()
 }
 
 pub(super) const CERTIFICATE: &str = "CERTIFICATE";

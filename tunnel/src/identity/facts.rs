@@ -103,8 +103,20 @@ pub fn is_device_certificate(
     Ok(is_its_own && is_signed_by(certificate, authority)?)
 }
 
+/// True for the certificate of a P-256 certificate authority.
+///
+/// # Errors
+/// [`IdentityError::Certificate`] for what is no certificate.
+pub fn is_authority(der: &[u8]) -> Result<bool, IdentityError> {
+    let certificate = parse(der)?;
+    Ok(certificate.is_ca() && p256(certificate.public_key()).is_some())
+}
+
 /// True when `certificate` carries a signature by the P-256 key in `issuer`.
-fn is_signed_by(certificate: &[u8], issuer: &[u8]) -> Result<bool, IdentityError> {
+///
+/// # Errors
+/// [`IdentityError::Certificate`] when either is none.
+pub fn is_signed_by(certificate: &[u8], issuer: &[u8]) -> Result<bool, IdentityError> {
     let (certificate, issuer) = (parse(certificate)?, parse(issuer)?);
     let Some(key) = p256(issuer.public_key()) else {
         return Ok(false);

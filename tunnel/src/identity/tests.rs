@@ -214,6 +214,41 @@ fn keys_do_not_appear_in_debug_output() {
 }
 
 #[test]
+fn a_successor_has_a_name_and_a_key_of_its_own() {
+    let first = authority();
+    let second = first.successor(now()).unwrap();
+    let third = second.successor(now()).unwrap();
+    let called = |authority: &Authority| authority.facts().common_name.clone().unwrap();
+    assert_eq!([called(&first), called(&second), called(&third)], ["Acme CA", "Acme CA 2", "Acme CA 3"]);
+    assert_ne!(first.pin(), second.pin());
+    let long = Authority::create(&"a".repeat(100), now()).unwrap().successor(now()).unwrap();
+    assert!(called(&long).ends_with("a CA 2") && called(&long).len() == MAX_NAME, "{long:?}");
+    assert!(is_authority(second.certificate_der()).unwrap());
+    assert!(!is_authority(&device(&first).der).unwrap());
+}
+
+#[test]
+fn who_trusts_only_the_old_authority_can_verify_the_new_one_through_the_cross_certificate() {
+    let old = authority();
+    let new = old.successor(now()).unwrap();
+    let until = now() + Duration::from_secs(10 * DAY);
+    let cross = old.cross_sign(&new, until, now()).unwrap();
+    assert_eq!(Pin::of_certificate(&cross).unwrap(), new.pin());
+    assert!(is_signed_by(&cross, old.certificate_der()).unwrap() && !is_signed_by(&cross, &cross).unwrap());
+    let server = new.issue_server(&names(), now()).unwrap();
+    let mut chain = server.chain().to_vec();
+    let plain = Credential::new(chain.clone(), DeviceKey::from_pem(server.key_pem().expose()).unwrap()).unwrap();
+    chain.push(cross);
+    let crossed = Credential::new(chain, DeviceKey::from_pem(server.key_pem().expose()).unwrap()).unwrap();
+    let name = NAMES[0];
+    assert!(client_sees(&old, &plain, name, now()).is_err());
+    assert_eq!(client_sees(&old, &crossed, name, now()), Ok(()));
+    assert_eq!(client_sees(&new, &crossed, name, now()), Ok(()));
+    assert!(client_sees(&old, &crossed, name, until + SECOND).is_err(), "only for a time");
+    assert_eq!(old.cross_sign(&new, now(), now()).unwrap_err(), IdentityError::AuthorityExpired);
+}
+
+#[test]
 fn nothing_outlives_its_authority() {
     let made = Authority::create("Acme", now()).unwrap();
     let end = made.facts().not_after;

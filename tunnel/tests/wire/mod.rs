@@ -46,12 +46,16 @@ pub fn keys() -> Keys {
     let authority = Authority::create("Example", now).unwrap();
     let ca = authority.certificate_der().clone();
     let leaf = authority.issue_server(&[NAME.to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()], now).unwrap();
-    let server = ServerTransport::new(&ca, leaf.chain().to_vec(), leaf.private_key(), Tuning::default()).unwrap();
+    let server =
+        ServerTransport::new(std::slice::from_ref(&ca), leaf.chain().to_vec(), leaf.private_key(), Tuning::default())
+            .unwrap();
 
     let key = DeviceKey::generate().unwrap();
     let issued = authority.issue_device(&key.csr("test").unwrap(), DeviceId::generate().unwrap(), now).unwrap();
     let device_chain = vec![CertificateDer::from(issued.der.clone()), ca.clone()];
-    let client = ClientTransport::session(&ca, device_chain.clone(), key.private_key(), Tuning::default()).unwrap();
+    let client =
+        ClientTransport::session(std::slice::from_ref(&ca), device_chain.clone(), key.private_key(), Tuning::default())
+            .unwrap();
     Keys { authority, leaf, server, client, device_chain, device_key: key.private_key() }
 }
 

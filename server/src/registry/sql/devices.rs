@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 
+use culvert_tunnel::identity::Pin;
 use sqlx::Row as _;
 use time::{Duration, OffsetDateTime};
 
@@ -212,6 +213,27 @@ pub(super) async fn renew(
     Ok(true)
 }
 
+/// A certificate of this CA is on the device's disk.
+pub(super) async fn holds(connection: &mut Connection, device: &str, authority: &Pin) -> Result<(), RegistryError> {
+    sqlx::query("UPDATE devices SET authority = $1 WHERE id = $2")
+        .bind(authority.to_string())
+        .bind(device)
+        .execute(connection)
+        .await
+        .map_err(from_sqlx)?;
+    Ok(())
+}
+
+/// Devices that were there before anybody asked have a certificate of this CA.
+pub(super) async fn first_authority(connection: &mut Connection, authority: &Pin) -> Result<(), RegistryError> {
+    sqlx::query("UPDATE devices SET authority = $1 WHERE authority IS NULL")
+        .bind(authority.to_string())
+        .execute(connection)
+        .await
+        .map_err(from_sqlx)?;
+    Ok(())
+}
+
 /// Adds a device with an address of its own.
 pub(super) async fn enrol(
     connection: &mut Connection,
@@ -234,10 +256,12 @@ pub(super) async fn enrol(
         created: enrolment.now,
         last_seen: None,
         revoked_at: None,
+        authority: Some(enrolment.authority),
     };
     sqlx::query(
-        "INSERT INTO devices (id, \"user\", name, spki_sha256, serial, not_after, ipv4, address, ipv6, created)
-         VALUES ($1, (SELECT id FROM users WHERE name = $2), $3, $4, $5, $6, $7, $8, $9, $10)",
+        "INSERT INTO devices (id, \"user\", name, spki_sha256, serial, not_after, ipv4, address, ipv6, created,
+           authority)
+         VALUES ($1, (SELECT id FROM users WHERE name = $2), $3, $4, $5, $6, $7, $8, $9, $10, $11)",
     )
     .bind(&device.id)
     .bind(&device.user)
@@ -249,6 +273,7 @@ pub(super) async fn enrol(
     .bind(i64::from(u32::from(device.ipv4)))
     .bind(device.ipv6.map(|ipv6| ipv6.to_string()))
     .bind(device.created.unix_timestamp())
+    .bind(enrolment.authority.to_string())
     .execute(connection)
     .await
     .map_err(from_sqlx)?;
@@ -269,10 +294,11 @@ pub(super) async fn enrol_again(
         return Err(EnrolError::Cancelled);
     }
     check_key(&mut *connection, enrolment).await?;
-    sqlx::query("UPDATE devices SET spki_sha256 = $1, serial = $2, not_after = $3 WHERE id = $4")
+    sqlx::query("UPDATE devices SET spki_sha256 = $1, serial = $2, not_after = $3, authority = $4 WHERE id = $5")
         .bind(enrolment.spki_sha256.as_slice())
         .bind(enrolment.serial)
         .bind(enrolment.not_after.unix_timestamp())
+        .bind(enrolment.authority.to_string())
         .bind(device)
         .execute(connection)
         .await
@@ -281,6 +307,7 @@ pub(super) async fn enrol_again(
         spki_sha256: enrolment.spki_sha256,
         serial: enrolment.serial.to_owned(),
         not_after: enrolment.not_after,
+        authority: Some(enrolment.authority),
         ..known
     })
 }
@@ -372,6 +399,7 @@ async fn has_device(connection: &mut Connection, user: &str, name: &str) -> Resu
 fn device(row: &Row) -> Result<Device, RegistryError> {
     let text = |column| row.try_get::<String, _>(column).map_err(from_sqlx);
     let ipv6: Option<String> = row.try_get("ipv6").map_err(from_sqlx)?;
+    let authority: Option<String> = row.try_get("authority").map_err(from_sqlx)?;
     let spki: Vec<u8> = row.try_get("spki_sha256").map_err(from_sqlx)?;
     Ok(Device {
         id: text("id")?,
@@ -385,5 +413,6 @@ fn device(row: &Row) -> Result<Device, RegistryError> {
         created: when(row.try_get("created").map_err(from_sqlx)?)?,
         last_seen: maybe_when(row.try_get("last_seen").map_err(from_sqlx)?)?,
         revoked_at: maybe_when(row.try_get("revoked_at").map_err(from_sqlx)?)?,
+        authority: authority.map(|pin| pin.parse().map_err(|_| RegistryError::Impossible("pin"))).transpose()?,
     })
 }

@@ -8,6 +8,7 @@ mod devices;
 mod events;
 mod invitations;
 
+use culvert_tunnel::identity::Pin;
 use time::OffsetDateTime;
 
 use super::Store;
@@ -15,7 +16,7 @@ use super::{Connection, Database, Row, from_sqlx};
 use crate::addresses::Pool;
 use crate::registry::{
     Certificate, Counts, Device, EnrolError, Enrolment, Event, Invitation, Meta, Registry, RegistryError, Renamed,
-    Seen, User,
+    Rotation, Seen, User,
 };
 
 impl Registry for Store {
@@ -122,6 +123,30 @@ impl Registry for Store {
         let renewed = devices::renew(&mut transaction, device, certificate, now).await?;
         transaction.commit().await.map_err(from_sqlx)?;
         Ok(renewed)
+    }
+
+    async fn holds(&self, device: &str, authority: &Pin) -> Result<(), RegistryError> {
+        let mut transaction = self.write().await?;
+        devices::holds(&mut transaction, device, authority).await?;
+        transaction.commit().await.map_err(from_sqlx)
+    }
+
+    async fn first_authority(&self, authority: &Pin) -> Result<(), RegistryError> {
+        let mut transaction = self.write().await?;
+        devices::first_authority(&mut transaction, authority).await?;
+        transaction.commit().await.map_err(from_sqlx)
+    }
+
+    async fn rotated(
+        &self,
+        step: Rotation,
+        authority: &Pin,
+        now: OffsetDateTime,
+        actor: &str,
+    ) -> Result<(), RegistryError> {
+        let mut transaction = self.write().await?;
+        events::record(&mut transaction, now, step.name(), actor, &authority.to_string()).await?;
+        transaction.commit().await.map_err(from_sqlx)
     }
 
     async fn counts(&self, now: OffsetDateTime) -> Result<Counts, RegistryError> {

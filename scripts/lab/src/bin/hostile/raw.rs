@@ -26,7 +26,7 @@ const IPV4_FRAMES: i32 = 0x0800_u16.to_be() as i32;
 const PATIENCE: Duration = Duration::from_secs(5);
 
 pub(crate) fn initials(flood: &Flood) -> anyhow::Result<()> {
-    let transport = ClientTransport::enrolment(Pin::of_spki(b"nobody's"), Tuning::default())?;
+    let transport = ClientTransport::enrolment(vec![Pin::of_spki(b"nobody's")], Tuning::default())?;
     let mut packets = Vec::new();
     let mut buffer = Vec::new();
     for _ in 0..HANDSHAKES {

@@ -54,7 +54,12 @@ impl Profile {
 }
 
 pub(crate) fn hello() -> FromClient {
-    FromClient::Hello(Hello { version: control::VERSION, client: "hostile".into(), platform: "lab".into() })
+    FromClient::Hello(Hello {
+        version: control::VERSION,
+        client: "hostile".into(),
+        platform: "lab".into(),
+        authorities: vec![],
+    })
 }
 
 pub(crate) fn deaf(enrolled: &Enrolled) -> anyhow::Result<()> {
@@ -109,7 +114,7 @@ impl Session {
         let credential = profile.credential()?;
         let authority = credential.chain().last().context("an empty chain")?;
         let transport = ClientTransport::session(
-            authority,
+            std::slice::from_ref(authority),
             credential.chain().to_vec(),
             credential.private_key(),
             Tuning::default(),

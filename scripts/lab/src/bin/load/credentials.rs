@@ -52,6 +52,6 @@ impl DevicePem {
         let credential = Credential::from_pem(&self.chain, &self.key)?;
         let chain = credential.chain().to_vec();
         let authority = chain.last().context("an empty chain")?.clone();
-        Ok(ClientTransport::session(&authority, chain, credential.private_key(), Tuning::default())?)
+        Ok(ClientTransport::session(&[authority], chain, credential.private_key(), Tuning::default())?)
     }
 }

@@ -94,6 +94,7 @@ async fn device(
         spki_sha256: *issued.spki.as_bytes(),
         serial: &issued.serial_hex,
         not_after: issued.not_after.into(),
+        authority: authority.pin(),
         pool,
         devices_per_user: None,
         now: now.into(),

@@ -193,7 +193,7 @@ impl Wire {
 
 /// What every client says first, as a frame.
 pub(crate) fn hello() -> anyhow::Result<Vec<u8>> {
-    let hello = Hello { version: control::VERSION, client: "load".into(), platform: "lab".into() };
+    let hello = Hello { version: control::VERSION, client: "load".into(), platform: "lab".into(), authorities: vec![] };
     Ok(control::encode(&FromClient::Hello(hello))?)
 }
 

@@ -92,7 +92,13 @@ impl Bench {
         let authority = Authority::create("test", now).unwrap();
         let leaf = authority.issue_server(&[NAME.to_owned()], now).unwrap();
         let ca = authority.certificate_der();
-        let transport = ServerTransport::new(ca, leaf.chain().to_vec(), leaf.private_key(), Tuning::default()).unwrap();
+        let transport = ServerTransport::new(
+            std::slice::from_ref(ca),
+            leaf.chain().to_vec(),
+            leaf.private_key(),
+            Tuning::default(),
+        )
+        .unwrap();
         let policy = Policy { networks: vec!["100.64.0.0/16".parse().unwrap()], gateway: vec![], isolation: true };
         let role = Role::Gateway {
             transport,
@@ -109,7 +115,8 @@ impl Bench {
             let issued = authority.issue_device(&key.csr("a").unwrap(), DeviceId::generate().unwrap(), now).unwrap();
             let credential = Credential::new(vec![issued.der.into(), ca.clone()], key).unwrap();
             let chain = credential.chain().to_vec();
-            ClientTransport::session(ca, chain, credential.private_key(), Tuning::default()).unwrap()
+            ClientTransport::session(std::slice::from_ref(ca), chain, credential.private_key(), Tuning::default())
+                .unwrap()
         });
         Self {
             herd: Herd::new(wire, transports.collect(), NAME.into()).unwrap(),
