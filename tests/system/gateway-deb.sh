@@ -67,6 +67,7 @@ score=$(machine_in systemd-analyze security --no-pager culvert-server.service | 
 echo "     systemd-analyze security: $score"
 within "systemd-analyze security, in tenths" 0 20 "$(tr -d . <<<"$score")"
 check "systemd-analyze verify" "" "$(machine_in systemd-analyze verify culvert-server.service 2>&1 | grep -i culvert | grep -v "Command 'man")"
+check "alert rules and a dashboard" "culvert-alerts.yml culvert-dashboard.json" "$(machine_in ls /usr/share/culvert-server/monitoring | paste -sd" ")"
 check "completions" "" "$(machine_in bash -n /usr/share/bash-completion/completions/culvert-server 2>&1)"
 
 echo "- one command"
