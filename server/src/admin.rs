@@ -294,7 +294,7 @@ pub fn metrics(config: &Config) -> Result<String, AdminError> {
 
 /// Where a command's state is.
 pub fn state_dir(config: &Config) -> StateDir {
-    StateDir::new(&config.state_dir)
+    StateDir::of(config)
 }
 
 /// Who types this, for the audit.

@@ -10,7 +10,9 @@ use std::io::{self, Read};
 use zeroize::Zeroizing;
 
 /// The files of a state directory's `gateway` folder, in the order in which they are written.
-pub const FILES: [&str; 5] = ["ca.pem", "ca.key", "leaf.pem", "cid.key", "registry.sqlite"];
+pub const FILES: [&str; 4] = ["ca.pem", "ca.key", "leaf.pem", "cid.key"];
+/// The registry, unless it is in a database.
+pub const REGISTRY: &str = "registry.sqlite";
 /// The configuration, as it was.
 pub const CONFIG: &str = "config.toml";
 /// Says what this is to whoever opens it with other tools.
@@ -51,7 +53,7 @@ pub fn pack(files: &Files, about: &str) -> Result<Zeroizing<Vec<u8>>, BackupErro
     Ok(Zeroizing::new(archive.into_inner()?))
 }
 
-/// Takes the archive apart again: [`FILES`], all of them, and [`CONFIG`] if it is there.
+/// Takes the archive apart again: [`FILES`], all of them, and [`REGISTRY`] and [`CONFIG`] if they are there.
 ///
 /// # Errors
 /// [`BackupError`].
@@ -60,7 +62,7 @@ pub fn unpack(archive: &[u8]) -> Result<Files, BackupError> {
     for entry in tar::Archive::new(archive).entries()? {
         let entry = entry?;
         let name = entry.path()?.to_string_lossy().into_owned();
-        let known = FILES.contains(&name.as_str()) || name == CONFIG;
+        let known = FILES.contains(&name.as_str()) || [REGISTRY, CONFIG].contains(&name.as_str());
         let plain = entry.header().entry_type().is_file() && entry.size() <= LARGEST_BYTES;
         if name == ABOUT {
             continue;

@@ -34,7 +34,7 @@ use crate::leaf::{Leaf, LeafError};
 use crate::manager;
 use crate::metrics;
 use crate::nat::{self, Nat, NatError};
-use crate::registry::sqlite::SqliteRegistry;
+use crate::registry::any::AnyRegistry;
 use crate::registry::{Device, Registry, RegistryError};
 use crate::reload::Reloader;
 use crate::selfcheck;
@@ -152,7 +152,7 @@ pub async fn run(
     read: impl Fn() -> Result<Loaded, ConfigError> + Send + Sync + 'static,
 ) -> Result<(), GatewayError> {
     check_capability()?;
-    let state = StateDir::new(&loaded.config.state_dir);
+    let state = StateDir::of(&loaded.config);
     let registry = state.registry().await?;
     let reloader = Reloader::new(loaded.layers, read);
     let outcome = serve(loaded.config, reloader, &state, registry.clone()).await;
@@ -165,7 +165,7 @@ async fn serve(
     config: Config,
     reloader: Reloader,
     state: &StateDir,
-    registry: SqliteRegistry,
+    registry: AnyRegistry,
 ) -> Result<(), GatewayError> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -326,7 +326,7 @@ async fn serve_speed(speed: Option<Speed>) {
 /// [`GatewayError`] when a gateway runs, or something cannot be undone.
 pub fn cleanup(config: &Config) -> Result<bool, GatewayError> {
     check_capability()?; // without it we may not even see whether there is a gateway
-    let state = StateDir::new(&config.state_dir);
+    let state = StateDir::of(config);
     if !state.is_initialised() {
         return Ok(false);
     }

@@ -5,6 +5,8 @@
 //! of a database crate crosses it. Each call is one transaction: after a crash it has happened
 //! wholly or not at all.
 
+pub mod any;
+pub mod postgres;
 pub mod sqlite;
 
 use std::future::Future;
@@ -381,6 +383,38 @@ pub enum RegistryError {
     /// It cannot be opened or written.
     #[error("the registry cannot be opened or written; check that its files and their folder belong to you")]
     Denied,
+    /// The database does not answer.
+    #[error("the registry's database does not answer; see that it runs, and that this host reaches it (registry.url)")]
+    Unreachable(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The database's certificate, or that it has none.
+    #[error(
+        "the registry's database does not prove who it is: {0}; give it a certificate, and name its authority with \
+         sslrootcert in registry.url"
+    )]
+    NoTls(Box<dyn std::error::Error + Send + Sync>),
+    /// The database does not know us.
+    #[error("the registry's database refuses the user or the password; set registry.url and registry.password_file")]
+    WrongPassword,
+    /// The password's file.
+    #[error("cannot read {}, the password of the registry's database: {error}", .path.display())]
+    NoPassword {
+        /// `registry.password_file`.
+        path: std::path::PathBuf,
+        /// What the OS says.
+        error: std::io::Error,
+    },
+    /// The user has too few rights.
+    #[error("the registry's database does not let its user do this: {0}; make the user the database's owner")]
+    DatabaseDenied(Box<dyn std::error::Error + Send + Sync>),
+    /// The server has no such database.
+    #[error("the server has no such database; make it with createdb, or set registry.url")]
+    NoDatabase,
+    /// A copy that cannot be written.
+    #[error("the registry's database is a standby; set registry.url to the server that can be written")]
+    Standby,
+    /// Another fleet's registry.
+    #[error("the registry is in use already; nothing was changed")]
+    InUse,
     /// A value in it makes no sense.
     #[error("the registry holds an impossible {0}")]
     Impossible(&'static str),

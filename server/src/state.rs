@@ -7,7 +7,7 @@
 //!     ca.pem ca.key    the private CA
 //!     leaf.pem         the gateway's own certificate and key, replaced in one rename
 //!     cid.key          the secret of connection IDs, so that a new process can end an old one's sessions
-//!     registry.sqlite
+//!     registry.sqlite  unless the registry is in a database
 //! ```
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -25,7 +25,10 @@ use x509_parser::parse_x509_certificate;
 use zeroize::Zeroizing;
 
 use crate::backup::{self, Files};
+use crate::config::{Config, Database};
 use crate::files;
+use crate::registry::any::AnyRegistry;
+use crate::registry::postgres::PostgresRegistry;
 use crate::registry::sqlite::SqliteRegistry;
 use crate::registry::{Meta, RegistryError};
 
@@ -33,6 +36,8 @@ use crate::registry::{Meta, RegistryError};
 #[derive(Clone, Debug)]
 pub struct StateDir {
     root: PathBuf,
+    /// Where the registry is when it is not here.
+    database: Option<Database>,
 }
 
 /// Nobody else changes this state directory until it is dropped.
@@ -72,9 +77,14 @@ pub enum StateError {
 }
 
 impl StateDir {
-    /// The directory `[state] dir`.
+    /// The directory `[state] dir`, with a registry of its own.
     pub fn new(root: &Path) -> Self {
-        Self { root: root.to_owned() }
+        Self { root: root.to_owned(), database: None }
+    }
+
+    /// The directory and the registry that the configuration names.
+    pub fn of(config: &Config) -> Self {
+        Self { root: config.state_dir.clone(), database: config.database.clone() }
     }
 
     /// The directory itself.
@@ -162,7 +172,15 @@ impl StateDir {
         write("leaf.pem", &leaf_text(&leaf))?;
         let cids = folder.join("cid.key");
         files::write_new(&cids, &CidKey::random_secret(), 0o600).map_err(self.io(&cids))?;
-        SqliteRegistry::create(&folder.join("registry.sqlite"), facts).await?.close().await;
+        match &self.database {
+            None => SqliteRegistry::create(&folder.join(backup::REGISTRY), facts).await?.close().await,
+            Some(database) => {
+                let registry = PostgresRegistry::open(database).await?;
+                let established = registry.establish(facts).await;
+                registry.close().await;
+                established?;
+            }
+        }
         Ok(())
     }
 
@@ -172,11 +190,11 @@ impl StateDir {
     /// [`StateError`].
     pub async fn backup_files(&self) -> Result<Files, StateError> {
         let mut files = Files::new();
-        for name in backup::FILES {
+        for name in backup::FILES.into_iter().chain(self.database.is_none().then_some(backup::REGISTRY)) {
             let path = self.gateway().join(name);
-            let bytes = if path.extension().is_some_and(|extension| extension == "sqlite") {
+            let bytes = if name == backup::REGISTRY {
                 let copy = self.root.join(format!(".backup-{}.sqlite", std::process::id()));
-                let registry = self.registry().await?;
+                let registry = SqliteRegistry::open(&path).await?;
                 let copied = registry.copy_to(&copy).await;
                 registry.close().await;
                 let bytes = copied.map(|()| fs::read(&copy));
@@ -213,7 +231,10 @@ impl StateDir {
         let path = folder.join("ca.pem");
         let (certificate, key) = (self.read(&path)?, self.read(&folder.join("ca.key"))?);
         Authority::load(&certificate, &key).map_err(|error| StateError::Identity { path, error })?;
-        let registry = SqliteRegistry::open(&folder.join("registry.sqlite")).await?;
+        if kept.iter().all(|(name, _)| name != backup::REGISTRY) {
+            return Ok(()); // it is in a database
+        }
+        let registry = SqliteRegistry::open(&folder.join(backup::REGISTRY)).await?;
         let sound = registry.check().await;
         registry.close().await;
         Ok(sound?)
@@ -235,9 +256,12 @@ impl StateDir {
     ///
     /// # Errors
     /// [`StateError::NotInitialised`], or what the registry says.
-    pub async fn registry(&self) -> Result<SqliteRegistry, StateError> {
+    pub async fn registry(&self) -> Result<AnyRegistry, StateError> {
         self.check_initialised()?;
-        Ok(SqliteRegistry::open(&self.gateway().join("registry.sqlite")).await?)
+        Ok(match &self.database {
+            None => AnyRegistry::Sqlite(SqliteRegistry::open(&self.gateway().join(backup::REGISTRY)).await?),
+            Some(database) => AnyRegistry::Postgres(PostgresRegistry::open(database).await?),
+        })
     }
 
     /// Reads the CA with its key.

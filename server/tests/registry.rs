@@ -233,7 +233,7 @@ async fn a_registry_of_the_first_version_is_brought_up_to_date() {
     let home = Home::new();
     let options = sqlx::sqlite::SqliteConnectOptions::new().filename(home.file()).create_if_missing(true);
     let pool = sqlx::SqlitePool::connect_with(options).await.unwrap();
-    let mut first = sqlx::migrate!("./migrations");
+    let mut first = sqlx::migrate!("./migrations/sqlite");
     first.migrations.to_mut().truncate(1);
     first.run(&pool).await.unwrap();
     for statement in [

@@ -1,7 +1,7 @@
 //! `ca show|backup|restore`: the one thing that a gateway cannot make again.
 
 use std::fs;
-use std::io::{self, IsTerminal, Read};
+use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -143,8 +143,10 @@ fn write_config(path: &Path, bytes: &[u8]) -> io::Result<()> {
 
 fn read_passphrase(from: &Passphrase, new: bool) -> Result<Zeroizing<String>, AdminError> {
     let text = match from {
-        Passphrase::File(path) if path == Path::new("-") => first_line(&mut io::stdin().lock()),
-        Passphrase::File(path) => owner::as_caller(|| fs::File::open(path)).and_then(|mut file| first_line(&mut file)),
+        Passphrase::File(path) if path == Path::new("-") => files::first_line(&mut io::stdin().lock()),
+        Passphrase::File(path) => {
+            owner::as_caller(|| fs::File::open(path)).and_then(|mut file| files::first_line(&mut file))
+        }
         Passphrase::Ask if io::stdin().is_terminal() => ask(new),
         Passphrase::Ask => return Err(AdminError::NoPassphrase),
     };
@@ -154,13 +156,6 @@ fn read_passphrase(from: &Passphrase, new: bool) -> Result<Zeroizing<String>, Ad
         return Err(AdminError::ShortPassphrase(PASSPHRASE_MIN));
     }
     Ok(text)
-}
-
-fn first_line(from: &mut impl Read) -> io::Result<Zeroizing<String>> {
-    const MOST: u64 = 4096;
-    let mut text = Zeroizing::new(String::new());
-    from.take(MOST).read_to_string(&mut text)?;
-    Ok(Zeroizing::new(text.lines().next().unwrap_or_default().to_owned()))
 }
 
 fn ask(new: bool) -> io::Result<Zeroizing<String>> {

@@ -27,7 +27,7 @@ type Database = Sqlite;
 type Connection = SqliteConnection;
 type Row = SqliteRow;
 
-static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
+static MIGRATIONS: Migrator = sqlx::migrate!("./migrations/sqlite");
 
 /// How long a writer waits for another one.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);

@@ -1,8 +1,9 @@
 //! Devices and their users: enrolled, found, renamed, renewed, revoked.
 
+use std::collections::HashMap;
 use std::net::Ipv4Addr;
 
-use sqlx::Row as _;
+use sqlx::{QueryBuilder, Row as _};
 use time::{Duration, OffsetDateTime};
 
 use super::events::record;
@@ -123,14 +124,24 @@ pub(super) async fn counts(connection: &mut Connection, now: OffsetDateTime) -> 
     })
 }
 
+/// Devices noted by one statement; each is two parameters, of which SQLite takes 32,766.
+const SEEN_AT_ONCE: usize = 1_000;
+
+/// The latest note on each device counts.
 pub(super) async fn saw(connection: &mut Connection, seen: &[Seen]) -> Result<(), RegistryError> {
+    let mut latest: HashMap<&str, i64> = HashMap::with_capacity(seen.len());
     for Seen { device, at } in seen {
-        sqlx::query("UPDATE devices SET last_seen = $1 WHERE id = $2")
-            .bind(at.unix_timestamp())
-            .bind(device)
-            .execute(&mut *connection)
-            .await
-            .map_err(from_sqlx)?;
+        let last = latest.entry(device).or_insert(i64::MIN);
+        *last = at.unix_timestamp().max(*last);
+    }
+    let latest: Vec<(&str, i64)> = latest.into_iter().collect();
+    for some in latest.chunks(SEEN_AT_ONCE) {
+        let mut update = QueryBuilder::<super::Database>::new("UPDATE devices SET last_seen = seen.column2 FROM (");
+        update.push_values(some, |mut row, (device, at)| {
+            row.push_bind(*device).push_bind(*at);
+        });
+        update.push(") AS seen WHERE devices.id = seen.column1");
+        update.build().execute(&mut *connection).await.map_err(from_sqlx)?;
     }
     Ok(())
 }
