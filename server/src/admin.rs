@@ -23,6 +23,7 @@ use crate::backup::BackupError;
 use crate::config::{Config, ConfigError, Loaded, Source};
 use crate::control_socket::{AskError, Request, Response, ask};
 use crate::door::BansFileError;
+use crate::fleet::FleetError;
 use crate::gateway::GatewayError;
 use crate::interface::{NetlinkError, Overlap};
 use crate::log::LogFileError;
@@ -45,6 +46,20 @@ pub enum AdminError {
     /// Nothing inside is free.
     #[error("no /24 of 100.64.0.0/10 or 10.0.0.0/8 is free on this host; set network.ipv4")]
     NoNetwork,
+    /// There is nothing to share.
+    #[error("the registry is a file of this gateway's own; set registry.url to the database that gateways share")]
+    NotShared,
+    /// Nobody made the registry.
+    #[error(
+        "no gateway has made its registry in this database; make the first one: culvert-server init --registry URL"
+    )]
+    NobodyThere,
+    /// No gateway is called so.
+    #[error("there is no gateway {0:?}; see culvert-server gateways list")]
+    NoGateway(String),
+    /// It says that it runs.
+    #[error("{0} runs; stop it first, or it comes again")]
+    GatewayRuns(String),
     /// The name for an invitation or a user is none.
     #[error("a name has 1 to 64 printable characters")]
     BadName,
@@ -185,6 +200,9 @@ pub enum AdminError {
     /// The gateway did not answer.
     #[error(transparent)]
     Ask(#[from] AskError),
+    /// The other gateways.
+    #[error(transparent)]
+    Fleet(#[from] FleetError),
     /// The gateway did not start, or ended.
     #[error(transparent)]
     Gateway(#[from] GatewayError),

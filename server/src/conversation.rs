@@ -48,10 +48,27 @@ pub struct Office<R> {
     pub config: Config,
     /// The same, joined with what `init` chose.
     pub settings: Settings,
+    /// Who this gateway is among those that share the registry; `None` where it has one of its own.
+    pub gateway_id: Option<String>,
     /// What the resolver for clients has done, if there is one.
     pub dns: Option<Arc<dns::Counters>>,
     /// Told of refusals, and of sessions.
     pub door: Door,
+}
+
+impl<R: Clone> Office<R> {
+    /// The same with another configuration and what follows from it.
+    pub fn with(&self, config: Config, settings: Settings) -> Self {
+        Self {
+            registry: self.registry.clone(),
+            authority: Arc::clone(&self.authority),
+            config,
+            settings,
+            gateway_id: self.gateway_id.clone(),
+            dns: self.dns.clone(),
+            door: self.door.clone(),
+        }
+    }
 }
 
 /// A client that may have a session.
@@ -140,8 +157,10 @@ impl<R: Registry, D: Interface> Conversation<R, D> {
             CertificateFacts::read(leaf).map_err(|error| Refused::new(Close::UnknownDevice, error.to_string()))?;
         peer.name = facts.common_name.clone().unwrap_or_default();
         let device = self.office.registry.device_by_key(facts.spki.as_bytes()).await.map_err(|error| {
-            tracing::error!(event = "registry_failed", %error);
-            Refused::new(Close::Internal, "the gateway cannot read its registry; try again later")
+            if !error.is_outage() {
+                tracing::error!(event = "registry_failed", %error); // an outage is told once
+            }
+            Refused::new(Close::Internal, admit::registry_sentence(&error))
         })?;
         peer.device = device.as_ref().map(|device| device.id.clone());
         let lease =
@@ -233,7 +252,7 @@ impl<R: Registry, D: Interface> Conversation<R, D> {
     /// Issues the certificate and adds the device. A certificate of a device that was not added
     /// is worth nothing, so it comes first and the registry has the last word.
     async fn grant(&self, invitation: &[u8], whose: Whose, proven: &ProvenCsr) -> Result<(Device, Grant), Failed> {
-        let Office { registry, authority, config, settings, .. } = &*self.office;
+        let Office { registry, authority, config, settings, gateway_id, .. } = &*self.office;
         let id = match whose.renews {
             Some(known) => known.parse(),
             None => DeviceId::generate(),
@@ -250,11 +269,14 @@ impl<R: Registry, D: Interface> Conversation<R, D> {
             serial: &issued.serial_hex,
             not_after: issued.not_after.into(),
             pool: settings.pool,
+            gateway: gateway_id.as_deref(),
             devices_per_user: whose.limit,
             now: OffsetDateTime::now_utc(),
         };
         let device = registry.enrol(&enrolment).await.map_err(|error| {
-            if let EnrolError::Registry(error) = &error {
+            if let EnrolError::Registry(error) = &error
+                && !error.is_outage()
+            {
                 tracing::error!(event = "registry_failed", %error);
             }
             admit::refusal(&error)
@@ -324,6 +346,9 @@ fn malformed(error: &FrameError) -> Refused {
 }
 
 fn internal(error: &crate::registry::RegistryError) -> Refusal {
+    if error.is_outage() {
+        return Refusal::RegistryAway;
+    }
     tracing::error!(event = "registry_failed", %error);
     Refusal::Internal
 }

@@ -18,7 +18,7 @@ use culvert_tunnel::socket::{self, SocketOptions};
 use culvert_tunnel::transport::Tuning;
 use rustix::thread::{CapabilitySet, capabilities};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::config::{Config, ConfigError, Loaded};
 use crate::control_socket::{Asked, ControlSocket, Request, SocketError};
@@ -26,6 +26,7 @@ use crate::conversation::Office;
 use crate::dns;
 use crate::door;
 use crate::firewall;
+use crate::fleet::{FleetError, Member};
 use crate::forwarding::{Forwarding, ForwardingError};
 use crate::http::Http;
 use crate::interface::{Netlink, NetlinkError, Overlap, check_overlap};
@@ -88,6 +89,9 @@ pub enum GatewayError {
     /// The registry.
     #[error(transparent)]
     Registry(#[from] RegistryError),
+    /// The other gateways.
+    #[error(transparent)]
+    Fleet(#[from] FleetError),
     /// Something is set nowhere.
     #[error(transparent)]
     Settings(#[from] SettingsError),
@@ -153,7 +157,7 @@ pub async fn run(
 ) -> Result<(), GatewayError> {
     check_capability()?;
     let state = StateDir::of(&loaded.config);
-    let registry = state.registry().await?;
+    let registry = state.remembering_registry(loaded.config.cache_age).await?;
     let reloader = Reloader::new(loaded.layers, read);
     let outcome = serve(loaded.config, reloader, &state, registry.clone()).await;
     // However it ended: an unclosed database may leave its working files behind.
@@ -175,6 +179,15 @@ async fn serve(
     let cids = state.cid_key(&lock)?;
     let mut settings = Settings::resolve(&config, &registry).await?;
     check_stranded(registry.stranded(&settings.pool).await?, &settings)?;
+    let member = match registry.shared() {
+        Some(shared) => {
+            let pin = authority.pin().to_string();
+            let id = state.gateway_id(&lock)?.to_string();
+            Some((Member::join(shared, id.clone(), &pin, &settings).await?, id))
+        }
+        None => None,
+    };
+    let (member, gateway_id) = member.unzip();
     let mut leaf = Leaf::new(state.clone(), Tuning { congestion: config.congestion });
     let transport = leaf.renewed(&authority, &settings, SystemTime::now())?.ok_or(GatewayError::NoLeaf)?;
 
@@ -233,7 +246,9 @@ async fn serve(
     let door = door::open(config.bans.clone(), state.root(), banned, handles.clone());
     let registry = registry.clone();
     let authority = Arc::new(authority);
-    let office = Arc::new(Office { registry, authority, config, settings, dns, door: door.clone() });
+    let office = Arc::new(Office { registry, authority, config, settings, gateway_id, dns, door: door.clone() });
+    let (told, others) = watch::channel(Vec::new());
+    let fleet = keep(member, told, asked.clone());
     let reload = asked.clone();
     let stop = async {
         let signal = loop {
@@ -254,7 +269,7 @@ async fn serve(
         manager::stopping();
         tracing::info!(event = "stopping", signal);
     };
-    let sessions = Sessions::new(office, handles, leaf, reloader).await?.run(events, requests, stop);
+    let sessions = Sessions::new(office, handles, leaf, reloader, others).await?.run(events, requests, stop);
     manager::ready();
     let outcome = tokio::select! {
         outcome = sessions => outcome,
@@ -262,6 +277,7 @@ async fn serve(
         () = control.serve(asked) => Err(LoopError::ShardGone), // neither does this end
         () = serve_speed(speed) => Err(LoopError::ShardGone), // neither does this end
         () = dns::serve(resolver) => Err(LoopError::ShardGone), // nor this
+        () = fleet => Err(LoopError::ShardGone), // nor this
         () = watchdog => Err(LoopError::ShardGone), // nor this
         () = selfcheck => Err(LoopError::ShardGone), // nor this
     };
@@ -303,6 +319,14 @@ async fn http(config: &Config) -> Option<Http> {
             );
             None
         }
+    }
+}
+
+/// Without others there is no place to keep.
+async fn keep(member: Option<Member>, told: watch::Sender<Vec<String>>, asked: mpsc::Sender<Asked>) {
+    match member {
+        Some(member) => member.keep(told, asked).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -55,6 +55,18 @@ enum Command {
         /// The name or address under which clients reach this gateway, with or without a port
         #[arg(long, value_name = "NAME")]
         endpoint: Option<String>,
+        /// Keep the registry in this PostgreSQL database, which other gateways may share (registry.url)
+        #[arg(long, value_name = "URL")]
+        registry: Option<String>,
+        /// The first line of this file is the database's password (registry.password_file)
+        #[arg(long, value_name = "FILE", requires = "registry")]
+        registry_password_file: Option<String>,
+        /// Join the gateways that share the registry: the backup of one of them (ca backup) has their CA
+        #[arg(long, value_name = "FILE")]
+        ca: Option<PathBuf>,
+        /// The backup's passphrase is the first line of this file; - is standard input
+        #[arg(long, value_name = "FILE", requires = "ca")]
+        passphrase_file: Option<PathBuf>,
         /// Invite this user at once
         #[arg(long, value_name = "NAME")]
         invite: Option<String>,
@@ -361,7 +373,7 @@ fn take_owners_rights(cli: &Cli) -> anyhow::Result<()> {
         _ => return Ok(()),
     }
     // What is wrong with the configuration the command says itself.
-    let Ok(loaded) = load(&cli.place, None, Named::MayBeMissing) else { return Ok(()) };
+    let Ok(loaded) = load(&cli.place, vec![], Named::MayBeMissing) else { return Ok(()) };
     owner::adopt(&loaded.config.state_dir).map_err(|error| AdminError::from(error).into())
 }
 
@@ -379,10 +391,27 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 async fn execute(cli: Cli) -> anyhow::Result<String> {
     let place = &cli.place;
     Ok(match cli.command {
-        Command::Init { endpoint, invite, dry_run, no_start, yes: _, json } => {
-            let loaded =
-                load(place, endpoint.map(|name| ("--endpoint", "endpoint", "name", name)), Named::MayBeMissing)?;
-            let request = InitRequest { invite, dry_run, start: !no_start, write_config: true };
+        Command::Init {
+            endpoint,
+            registry,
+            registry_password_file,
+            ca,
+            passphrase_file,
+            invite,
+            dry_run,
+            no_start,
+            yes: _,
+            json,
+        } => {
+            let chosen = [
+                endpoint.map(|name| ("--endpoint", "endpoint", "name", name)),
+                registry.map(|url| ("--registry", "registry", "url", url)),
+                registry_password_file
+                    .map(|file| ("--registry-password-file", "registry", "password_file", absolute(file))),
+            ];
+            let loaded = load(place, chosen.into_iter().flatten().collect(), Named::MayBeMissing)?;
+            let join = ca.map(|file| (file, passphrase(passphrase_file)));
+            let request = InitRequest { invite, join, dry_run, start: !no_start, write_config: true };
             let done = init::init(&loaded, &request).await?;
             if let Some(note) = done.port_note() {
                 eprintln!("note: {note}");
@@ -422,14 +451,14 @@ async fn execute(cli: Cli) -> anyhow::Result<String> {
         Command::Status { json } => lists::status(&config(place)?, json)?,
         Command::Why { name, json } => admin::why::why(&config(place)?, &name, json).await?,
         Command::Run { init } => {
-            let loaded = load(place, None, Named::MustExist)?;
+            let loaded = load(place, vec![], Named::MustExist)?;
             log::start(&loaded.config).map_err(AdminError::from)?;
             owner::check(&loaded.config.state_dir).map_err(AdminError::from)?;
             if init {
                 first_run::init_if_empty(&loaded).await?;
             }
             let place = place.clone();
-            let again = move || read(&place, None, Named::MustExist);
+            let again = move || read(&place, vec![], Named::MustExist);
             gateway::run(loaded, again).await.map_err(AdminError::from)?;
             String::new()
         }
@@ -440,7 +469,7 @@ async fn execute(cli: Cli) -> anyhow::Result<String> {
         Command::Reload { json } => admin::reload(&config(place)?, json)?,
         Command::CheckConfig { file, show } => {
             let place = Place { config: file.or_else(|| place.config.clone()), ..place.clone() };
-            admin::check_config(&load(&place, None, Named::MustExist)?, show)
+            admin::check_config(&load(&place, vec![], Named::MustExist)?, show)
         }
         Command::Cleanup => {
             let config = config(place)?;
@@ -467,15 +496,19 @@ fn diagnosed(diagnosis: &Diagnosis, json: bool) -> anyhow::Result<String> {
     Err(AdminError::CheckFailed.into())
 }
 
+fn passphrase(file: Option<PathBuf>) -> Passphrase {
+    file.map_or(Passphrase::Ask, Passphrase::File)
+}
+
 async fn ca(place: &Place, command: Ca) -> Result<String, AdminError> {
-    let source = |file: Option<PathBuf>| file.map_or(Passphrase::Ask, Passphrase::File);
     match command {
         Ca::Show { json } => admin::ca::show(&config(place)?, json).await,
         Ca::Backup { file, passphrase_file, json } => {
-            admin::ca::backup(&load(place, None, Named::MustExist)?, &file, &source(passphrase_file), json).await
+            admin::ca::backup(&load(place, vec![], Named::MustExist)?, &file, &passphrase(passphrase_file), json).await
         }
         Ca::Restore { file, passphrase_file, json } => {
-            admin::ca::restore(&load(place, None, Named::MayBeMissing)?, &file, &source(passphrase_file), json).await
+            admin::ca::restore(&load(place, vec![], Named::MayBeMissing)?, &file, &passphrase(passphrase_file), json)
+                .await
         }
     }
 }
@@ -502,22 +535,22 @@ async fn devices(config: &Config, command: Devices) -> Result<String, AdminError
 }
 
 fn config(place: &Place) -> Result<Config, AdminError> {
-    Ok(load(place, None, Named::MustExist)?.config)
+    Ok(load(place, vec![], Named::MustExist)?.config)
 }
 
 type Setting = (&'static str, &'static str, &'static str, String);
 
-fn load(place: &Place, more: Option<Setting>, named: Named) -> Result<Loaded, AdminError> {
+fn load(place: &Place, more: Vec<Setting>, named: Named) -> Result<Loaded, AdminError> {
     Ok(read(place, more, named)?)
 }
 
-fn read(place: &Place, more: Option<Setting>, named: Named) -> Result<Loaded, ConfigError> {
+fn read(place: &Place, more: Vec<Setting>, named: Named) -> Result<Loaded, ConfigError> {
     let settings = [
         place.state_dir.clone().map(|dir| ("--state-dir", "state", "dir", absolute(dir))),
         place.socket.clone().map(|path| ("--socket", "control", "socket", absolute(path))),
-        more,
     ];
-    let flags = Flags { config: place.config.clone(), settings: settings.into_iter().flatten().collect() };
+    let settings = settings.into_iter().flatten().chain(more).collect();
+    let flags = Flags { config: place.config.clone(), settings };
     let environment: Vec<_> = std::env::vars_os()
         .filter_map(|(name, text)| Some((name.into_string().ok()?, text.into_string().ok()?)))
         .collect();

@@ -6,7 +6,10 @@
 //! wholly or not at all.
 
 pub mod any;
+pub mod copy;
+pub mod gateways;
 pub mod postgres;
+pub mod shared;
 pub mod sqlite;
 
 use std::future::Future;
@@ -114,6 +117,12 @@ pub trait Registry: Clone + Send + Sync + 'static {
     /// The number of the newest event; 0 before the first.
     fn last_event(&self) -> impl Future<Output = Result<i64, RegistryError>> + Send;
 
+    /// The number of the newest event that this handle's answers hold: where the store does not answer, that of its
+    /// copy.
+    fn known_event(&self) -> impl Future<Output = Result<i64, RegistryError>> + Send {
+        self.last_event()
+    }
+
     /// The events after this number, oldest first: how a running gateway notices what others changed.
     fn events_after(&self, id: i64, at_most: u32) -> impl Future<Output = Result<Vec<Event>, RegistryError>> + Send;
 
@@ -132,6 +141,8 @@ pub enum Meta {
     Ipv4,
     /// The inner IPv6 network that `init` chose.
     Ipv6,
+    /// The pin of the CA, where gateways share the registry: all of them have the same CA.
+    Authority,
 }
 
 impl Meta {
@@ -142,6 +153,7 @@ impl Meta {
             Self::Endpoint => "endpoint",
             Self::Ipv4 => "network_ipv4",
             Self::Ipv6 => "network_ipv6",
+            Self::Authority => "ca_pin",
         }
     }
 }
@@ -319,6 +331,8 @@ pub struct Enrolment<'a> {
     pub not_after: OffsetDateTime,
     /// Where addresses come from.
     pub pool: Pool,
+    /// The gateway whose parts of the pool the address comes from; `None` where one gateway has all of it.
+    pub gateway: Option<&'a str>,
     /// Devices one user may have; `None` means any number.
     pub devices_per_user: Option<u32>,
     /// The present.
@@ -415,12 +429,33 @@ pub enum RegistryError {
     /// Another fleet's registry.
     #[error("the registry is in use already; nothing was changed")]
     InUse,
+    /// The database does not answer, and what is remembered of it is too old.
+    #[error(
+        "the registry's database does not answer, and what this gateway remembers is older than registry.cache_age"
+    )]
+    Forgotten,
     /// A value in it makes no sense.
     #[error("the registry holds an impossible {0}")]
     Impossible(&'static str),
     /// Anything else.
     #[error("the registry failed: {0}")]
     Other(Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl RegistryError {
+    /// True when the store cannot be asked at the moment, and may be later without anybody changing it.
+    pub fn is_outage(&self) -> bool {
+        matches!(
+            self,
+            Self::Unreachable(_)
+                | Self::NoTls(_)
+                | Self::WrongPassword
+                | Self::NoPassword { .. }
+                | Self::NoDatabase
+                | Self::Standby
+                | Self::Forgotten
+        )
+    }
 }
 
 impl Device {

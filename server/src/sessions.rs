@@ -23,7 +23,7 @@ use culvert_tunnel::stats::LinkStats;
 use futures_util::StreamExt;
 use futures_util::stream::{self, SelectAll};
 use time::OffsetDateTime;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
 use crate::admit::{self, Rates};
 use crate::challenges::Challenges;
@@ -74,6 +74,8 @@ pub struct Sessions<R, D: Interface> {
     revoked: HashSet<String>,
     changes: mpsc::Receiver<Changes>,
     pokes: mpsc::Sender<Poke>,
+    /// The endpoints of other gateways.
+    others: watch::Receiver<Vec<String>>,
     /// Sessions that have ended, by why.
     ended: BTreeMap<String, u64>,
     /// What links that are gone have carried.
@@ -129,12 +131,13 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
         shards: Vec<ShardHandle<D>>,
         leaf: Leaf,
         reloader: Reloader,
+        others: watch::Receiver<Vec<String>>,
     ) -> Result<Self, RegistryError> {
         let (notes, queue) = mpsc::channel(NOTES);
         tokio::spawn(keep_notes(office.registry.clone(), queue));
         let (told, changes) = mpsc::channel(1);
         let (pokes, poked) = mpsc::channel(POKES);
-        let last = office.registry.last_event().await?;
+        let last = office.registry.known_event().await?;
         tokio::spawn(changes::watch(office.registry.clone(), last, poked, told));
         let rates = office.config.handshakes_per_second.map(Rates::new);
         let challenges = Challenges::new(office.config.rechallenge);
@@ -154,6 +157,7 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
             revoked: HashSet::new(),
             changes,
             pokes,
+            others,
             ended: BTreeMap::new(),
             totals: Totals::default(),
             counted: scrape::Counted::default(),
@@ -187,6 +191,7 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
                 },
                 Some(admission) = self.admissions.1.recv() => self.on_admission(admission).await,
                 Some(changes) = self.changes.recv() => self.on_changes(changes).await,
+                Ok(()) = self.others.changed() => self.tell_others().await,
                 () = reached(due) => self.on_challenges_due().await,
                 _ = leaf_due.tick() => self.renew_leaf().await,
                 _ = samples.tick(), if self.office.config.metrics_listen.is_some() => self.sample().await,

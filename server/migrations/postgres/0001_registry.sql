@@ -73,10 +73,9 @@ CREATE TRIGGER events_ring AFTER INSERT ON events FOR EACH STATEMENT EXECUTE FUN
 -- The gateways that share this registry.
 CREATE TABLE gateways (
     id        TEXT COLLATE "C" NOT NULL PRIMARY KEY CHECK (id <> ''),
-    name      TEXT COLLATE "C" NOT NULL UNIQUE CHECK (name <> ''), -- the host of its first endpoint
+    name      TEXT COLLATE "C" NOT NULL CHECK (name <> ''), -- the host of its first endpoint
     endpoints TEXT   NOT NULL,                  -- separated by spaces, best first
     version   TEXT   NOT NULL,
-    process   TEXT   NOT NULL,                  -- random, of the process that runs: two with one id are told apart
     joined    BIGINT NOT NULL,
     last_seen BIGINT NOT NULL                   -- by the clock of the database
 );

@@ -5,14 +5,14 @@ use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use culvert_tunnel::identity::renew_at;
+use culvert_tunnel::identity::{Authority, renew_at};
 use serde_json::json;
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
 use super::lists::line;
 use super::{AdminError, SCHEMA, state_dir};
-use crate::backup::{self, CONFIG, Files};
+use crate::backup::{self, BackupError, CONFIG, Files};
 use crate::config::{Config, Loaded};
 use crate::files;
 use crate::owner;
@@ -112,10 +112,7 @@ pub async fn restore(loaded: &Loaded, file: &Path, from: &Passphrase, as_json: b
     if state.is_initialised() {
         return Err(AdminError::Exists(state.root().to_owned()));
     }
-    let sealed =
-        owner::as_caller(|| fs::read(file)).map_err(|error| AdminError::Read { path: file.to_owned(), error })?;
-    let passphrase = read_passphrase(from, false)?;
-    let mut kept: Files = backup::unpack(&sealed_file::open(&sealed, &passphrase)?)?;
+    let mut kept = open_backup(file, from)?;
     let at = kept.iter().position(|(name, _)| name == CONFIG);
     let config = at.map(|at| kept.swap_remove(at).1);
     let lock = state.lock()?;
@@ -132,6 +129,26 @@ pub async fn restore(loaded: &Loaded, file: &Path, from: &Passphrase, as_json: b
             if wrote { format!(", and the configuration is in {}", loaded.path.display()) } else { String::new() };
         format!("The gateway is in {}{config}. CA pin: {pin}\n", state.root().display())
     })
+}
+
+fn open_backup(file: &Path, from: &Passphrase) -> Result<Files, AdminError> {
+    let sealed =
+        owner::as_caller(|| fs::read(file)).map_err(|error| AdminError::Read { path: file.to_owned(), error })?;
+    let passphrase = read_passphrase(from, false)?;
+    Ok(backup::unpack(&sealed_file::open(&sealed, &passphrase)?)?)
+}
+
+/// The CA of a backup, for a gateway that joins others.
+///
+/// # Errors
+/// [`AdminError`] for a file or passphrase that does not fit.
+pub(super) fn authority_of(file: &Path, from: &Passphrase) -> Result<Authority, AdminError> {
+    let kept = open_backup(file, from)?;
+    let text = |wanted: &'static str| {
+        let bytes = kept.iter().find(|(name, _)| name == wanted).map(|(_, bytes)| bytes);
+        bytes.and_then(|bytes| std::str::from_utf8(bytes).ok()).ok_or(BackupError::Missing(wanted))
+    };
+    Ok(Authority::load(text("ca.pem")?, text("ca.key")?)?)
 }
 
 fn write_config(path: &Path, bytes: &[u8]) -> io::Result<()> {

@@ -2,7 +2,7 @@
 
 use time::OffsetDateTime;
 
-use super::postgres::PostgresRegistry;
+use super::shared::SharedRegistry;
 use super::sqlite::SqliteRegistry;
 use super::{
     Certificate, Counts, Device, EnrolError, Enrolment, Event, Invitation, Meta, Registry, RegistryError, Renamed,
@@ -16,7 +16,7 @@ pub enum AnyRegistry {
     /// A file, for one gateway.
     Sqlite(SqliteRegistry),
     /// A database that gateways share.
-    Postgres(PostgresRegistry),
+    Postgres(SharedRegistry),
 }
 
 macro_rules! delegate {
@@ -29,6 +29,14 @@ macro_rules! delegate {
 }
 
 impl AnyRegistry {
+    /// The database that gateways share, if it is one.
+    pub fn shared(&self) -> Option<&SharedRegistry> {
+        match self {
+            Self::Sqlite(_) => None,
+            Self::Postgres(registry) => Some(registry),
+        }
+    }
+
     /// Closes every connection.
     pub async fn close(self) {
         match self {
@@ -124,6 +132,10 @@ impl Registry for AnyRegistry {
 
     async fn last_event(&self) -> Result<i64, RegistryError> {
         delegate!(self.last_event())
+    }
+
+    async fn known_event(&self) -> Result<i64, RegistryError> {
+        delegate!(self.known_event())
     }
 
     async fn events_after(&self, id: i64, at_most: u32) -> Result<Vec<Event>, RegistryError> {

@@ -16,10 +16,12 @@ use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgListener, PgPool, PgPoolOptions, PgRow, PgSslMode};
 use sqlx::{Postgres, Transaction};
+use time::OffsetDateTime;
 use tokio::sync::OnceCell;
 use zeroize::Zeroizing;
 
 use super::{Meta, RegistryError};
+use crate::addresses::Pool;
 use crate::config::Database as Place;
 use crate::files;
 
@@ -37,6 +39,8 @@ const CONNECTIONS: u32 = 4;
 const CONNECT_WITHIN: Duration = Duration::from_secs(3);
 /// The lock that a writer has while it writes: "culvert" in ASCII.
 const WRITER: i64 = 0x0063_756c_7665_7274;
+/// The class of the locks that running gateways hold.
+const GATEWAYS: i32 = 0x6377;
 /// What `events` rings on every change.
 const CHANGES: &str = "culvert_changes";
 
@@ -138,7 +142,43 @@ impl PostgresRegistry {
         Ok(listener)
     }
 
-    async fn read(&self) -> Result<PoolConnection<Postgres>, RegistryError> {
+    /// Takes the lock that a gateway with this id holds while it runs, on the listener's connection. False when
+    /// another process has it. It is gone with the connection, and so with the process.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn hold(listener: &mut PgListener, gateway: &str) -> Result<bool, RegistryError> {
+        sqlx::query_scalar("SELECT pg_try_advisory_lock($1, hashtext($2))")
+            .bind(GATEWAYS)
+            .bind(gateway)
+            .fetch_one(listener)
+            .await
+            .map_err(from_sqlx)
+    }
+
+    /// Notes one change.
+    pub(super) async fn record(
+        &self,
+        connection: &mut PgConnection,
+        now: OffsetDateTime,
+        event: &str,
+        actor: &str,
+        target: &str,
+    ) -> Result<(), RegistryError> {
+        sql::record(connection, now, event, actor, target).await
+    }
+
+    /// Gives the gateway one more part of the network.
+    pub(super) async fn claim(
+        &self,
+        connection: &mut PgConnection,
+        pool: &Pool,
+        gateway: &str,
+    ) -> Result<Option<i64>, RegistryError> {
+        sql::claim(connection, pool, gateway).await
+    }
+
+    pub(super) async fn read(&self) -> Result<PoolConnection<Postgres>, RegistryError> {
         let connection = self.pool.acquire().await.map_err(from_sqlx)?;
         self.migrated.get_or_try_init(|| self.migrate()).await?;
         Ok(connection)
@@ -152,7 +192,7 @@ impl PostgresRegistry {
         })
     }
 
-    async fn write(&self) -> Result<Transaction<'static, Postgres>, RegistryError> {
+    pub(super) async fn write(&self) -> Result<Transaction<'static, Postgres>, RegistryError> {
         drop(self.read().await?);
         let mut transaction = self.pool.begin().await.map_err(from_sqlx)?;
         sqlx::query("SELECT pg_advisory_xact_lock($1)")
@@ -169,7 +209,7 @@ fn read_password(file: &std::path::Path) -> io::Result<Zeroizing<String>> {
 }
 
 /// SQLSTATE codes (<https://www.postgresql.org/docs/current/errcodes-appendix.html>).
-fn from_sqlx(error: sqlx::Error) -> RegistryError {
+pub(super) fn from_sqlx(error: sqlx::Error) -> RegistryError {
     use sqlx::Error;
     let code = match &error {
         Error::Database(database) => database.code().map(|code| code.into_owned()),

@@ -31,21 +31,15 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
         let refused = |error: &dyn std::fmt::Display| ReloadError::Refused(error.to_string());
         let settings = Settings::resolve(&config, &old.registry).await.map_err(|error| refused(&error))?;
         // The networks wait for a restart, whoever changed what they come from, and so does the resolver.
-        let settings = Settings { pool: old.settings.pool, answers: old.settings.answers, ..settings };
+        let Settings { pool, answers, ref others, .. } = old.settings;
+        let settings = Settings { pool, answers, others: others.clone(), ..settings };
         let transport =
             self.leaf.renewed(&old.authority, &settings, SystemTime::now()).map_err(|error| refused(&error))?;
         if config.isolation != old.config.isolation {
             nat::put(&config.device, &settings.pool, config.isolation, config.nat).map_err(|error| refused(&error))?;
         }
         // From here on nothing fails.
-        self.office = Arc::new(Office {
-            registry: old.registry.clone(),
-            authority: Arc::clone(&old.authority),
-            config,
-            settings,
-            dns: old.dns.clone(),
-            door: old.door.clone(),
-        });
+        self.office = Arc::new(old.with(config, settings));
         let Office { config, settings, .. } = &*self.office;
         log::reconfigure(config);
         old.door.configure(config.bans.clone()).await;
@@ -71,6 +65,19 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
         }
         self.reloader.accept(&loaded);
         Ok(judged)
+    }
+
+    /// Other gateways have come, gone or moved.
+    pub(super) async fn tell_others(&mut self) {
+        let others = self.others.borrow_and_update().clone();
+        let old = Arc::clone(&self.office);
+        let names = others.join(" ");
+        tracing::info!(event = "gateways_changed", endpoints = names, "the other gateways, as clients are told");
+        let settings = Settings { others, ..old.settings.clone() };
+        self.office = Arc::new(old.with(old.config.clone(), settings));
+        for (link, welcome) in self.news(&old) {
+            self.send(link, &FromServer::Reconfigure(welcome)).await;
+        }
     }
 
     /// The gateway's own certificate is renewed before it ends; open sessions do not notice.

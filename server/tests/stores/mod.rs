@@ -10,6 +10,7 @@ use culvert_server::addresses::Pool;
 use culvert_server::config::Database;
 use culvert_server::registry::any::AnyRegistry;
 use culvert_server::registry::postgres::PostgresRegistry;
+use culvert_server::registry::shared::SharedRegistry;
 use culvert_server::registry::sqlite::SqliteRegistry;
 use culvert_server::registry::{Device, EnrolError, Enrolment, Invitation, Meta, Registry};
 use time::OffsetDateTime;
@@ -50,7 +51,7 @@ impl Home {
             Self::Database(database) => {
                 let registry = PostgresRegistry::open(database).await.unwrap();
                 registry.establish(&facts).await.unwrap();
-                AnyRegistry::Postgres(registry)
+                AnyRegistry::Postgres(SharedRegistry::plain(registry))
             }
         }
     }
@@ -59,7 +60,9 @@ impl Home {
     pub async fn open(&self) -> AnyRegistry {
         match self {
             Self::File(_) => AnyRegistry::Sqlite(SqliteRegistry::open(&self.path()).await.unwrap()),
-            Self::Database(database) => AnyRegistry::Postgres(PostgresRegistry::open(database).await.unwrap()),
+            Self::Database(database) => {
+                AnyRegistry::Postgres(SharedRegistry::plain(PostgresRegistry::open(database).await.unwrap()))
+            }
         }
     }
 }
@@ -96,6 +99,7 @@ pub fn request(invitation: &[u8], number: u32) -> Enrolment<'_> {
         serial: "0a",
         not_after: now() + time::Duration::DAY,
         pool: Pool::new("100.77.3.0/24".parse().unwrap(), Some("fd4e:9a1c::/64".parse().unwrap())),
+        gateway: None,
         devices_per_user: Some(3),
         now: now(),
     }

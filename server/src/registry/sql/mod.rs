@@ -7,6 +7,10 @@
 mod devices;
 mod events;
 mod invitations;
+mod slices;
+
+#[allow(unused_imports, reason = "only a registry that gateways share has more to record, and parts to claim")]
+pub(super) use {events::record, slices::claim};
 
 use time::OffsetDateTime;
 
