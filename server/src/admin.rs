@@ -8,10 +8,12 @@ pub mod ca;
 pub mod devices;
 pub mod doctor;
 pub mod first_run;
+pub mod gateways;
 pub mod init;
 pub mod invite;
 pub mod invites;
 pub mod lists;
+pub mod registry;
 pub mod service;
 pub mod why;
 
@@ -29,6 +31,7 @@ use crate::interface::{NetlinkError, Overlap};
 use crate::log::LogFileError;
 use crate::owner::OwnerError;
 use crate::registry::RegistryError;
+use crate::registry::dump::DumpError;
 use crate::sealed_file::SealError;
 use crate::settings::SettingsError;
 use crate::state::{StateDir, StateError};
@@ -119,6 +122,14 @@ pub enum AdminError {
     /// The registry was changed, but a running gateway was not told.
     #[error("the registry was changed, but the running gateway was not told and sees it a second later: {0}")]
     StillOpen(AskError),
+    /// No registry.
+    #[error("{} cannot be imported: {error}; nothing was changed", .path.display())]
+    BadExport {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        error: DumpError,
+    },
     /// Clients are not served.
     #[error("the gateway runs but is not ready: {0}; culvert-server doctor says more")]
     NotReady(String),

@@ -74,6 +74,7 @@ pub async fn record_changes(registry: &impl Registry, events: &[Event]) {
             "renamed" => "rename",
             "invite" => "invite",
             "invite_cancel" => "invite_cancel",
+            "gateway_forgotten" => "forget",
             _ => continue,
         };
         let device = registry.find_devices(&event.target).await.ok().filter(|found| found.len() == 1);

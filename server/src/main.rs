@@ -132,6 +132,16 @@ enum Command {
         #[command(subcommand)]
         command: Ca,
     },
+    /// The gateways that share this one's registry
+    Gateways {
+        #[command(subcommand)]
+        command: admin::gateways::Command,
+    },
+    /// The registry as one file, to move it into a database
+    Registry {
+        #[command(subcommand)]
+        command: admin::registry::Command,
+    },
     /// The running gateway as a whole
     Status {
         /// One JSON object
@@ -366,6 +376,8 @@ fn take_owners_rights(cli: &Cli) -> anyhow::Result<()> {
         | Command::Invites { .. }
         | Command::Devices { .. }
         | Command::Ca { .. }
+        | Command::Gateways { .. }
+        | Command::Registry { .. }
         | Command::Doctor { .. }
         | Command::Why { .. }
         | Command::Preflight { .. }
@@ -443,6 +455,14 @@ async fn execute(cli: Cli) -> anyhow::Result<String> {
         Command::Ca { command } => ca(place, command).await?,
         Command::Bans { command } => {
             let (text, note) = admin::bans::execute(&config(place)?, command)?;
+            if let Some(note) = note {
+                eprintln!("note: {note}");
+            }
+            text
+        }
+        Command::Gateways { command } => admin::gateways::execute(&config(place)?, command).await?,
+        Command::Registry { command } => {
+            let (text, note) = admin::registry::execute(&config(place)?, command).await?;
             if let Some(note) = note {
                 eprintln!("note: {note}");
             }

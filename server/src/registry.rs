@@ -7,6 +7,7 @@
 
 pub mod any;
 pub mod copy;
+pub mod dump;
 pub mod gateways;
 pub mod postgres;
 pub mod shared;

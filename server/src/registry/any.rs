@@ -2,6 +2,7 @@
 
 use time::OffsetDateTime;
 
+use super::dump::Dump;
 use super::shared::SharedRegistry;
 use super::sqlite::SqliteRegistry;
 use super::{
@@ -34,6 +35,17 @@ impl AnyRegistry {
         match self {
             Self::Sqlite(_) => None,
             Self::Postgres(registry) => Some(registry),
+        }
+    }
+
+    /// All of it, as it is at one moment.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub async fn export(&self) -> Result<Dump, RegistryError> {
+        match self {
+            Self::Sqlite(registry) => registry.export().await,
+            Self::Postgres(registry) => registry.store().export().await,
         }
     }
 

@@ -20,6 +20,7 @@ use time::OffsetDateTime;
 use tokio::sync::OnceCell;
 use zeroize::Zeroizing;
 
+use super::dump::Dump;
 use super::{Meta, RegistryError};
 use crate::addresses::Pool;
 use crate::config::Database as Place;
@@ -117,6 +118,34 @@ impl PostgresRegistry {
             sqlx::query("INSERT INTO meta (name, value) VALUES ($1, $2)")
                 .bind(fact.name())
                 .bind(value)
+                .execute(&mut *transaction)
+                .await
+                .map_err(from_sqlx)?;
+        }
+        transaction.commit().await.map_err(from_sqlx)
+    }
+
+    /// All of it, as it is at one moment.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn export(&self) -> Result<Dump, RegistryError> {
+        sql::export(&mut *self.write().await?).await
+    }
+
+    /// Fills an empty registry, wholly or not at all; `facts` are the ones that it keeps.
+    ///
+    /// # Errors
+    /// [`RegistryError::InUse`] when it is not empty, else what the database says.
+    pub async fn import(&self, facts: &[(Meta, String)], dump: &Dump) -> Result<(), RegistryError> {
+        let mut transaction = self.write().await?;
+        // A hundred thousand devices take longer than a change may.
+        sqlx::query("SET LOCAL statement_timeout = 0").execute(&mut *transaction).await.map_err(from_sqlx)?;
+        sql::import(&mut transaction, facts, dump).await?;
+        for table in ["users", "events"] {
+            let next = "SELECT setval(pg_get_serial_sequence($1, 'id'), 1 + (SELECT coalesce(max(id), 0) FROM ";
+            sqlx::query(sqlx::AssertSqlSafe(format!("{next}{table}), false)")))
+                .bind(table)
                 .execute(&mut *transaction)
                 .await
                 .map_err(from_sqlx)?;

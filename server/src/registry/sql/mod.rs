@@ -5,12 +5,17 @@
 //! other writer runs beside, so that what was judged is still so when it commits.
 
 mod devices;
+mod dump;
 mod events;
 mod invitations;
 mod slices;
 
 #[allow(unused_imports, reason = "only a registry that gateways share has more to record, and parts to claim")]
-pub(super) use {events::record, slices::claim};
+pub(super) use {
+    dump::{export, import},
+    events::record,
+    slices::claim,
+};
 
 use time::OffsetDateTime;
 
