@@ -31,7 +31,7 @@ use crate::config::{Config, Database};
 use crate::files;
 use crate::registry::any::AnyRegistry;
 use crate::registry::copy::CopyKey;
-use crate::registry::postgres::PostgresRegistry;
+use crate::registry::postgres::{Pending, PostgresRegistry};
 use crate::registry::shared::SharedRegistry;
 use crate::registry::sqlite::SqliteRegistry;
 use crate::registry::{Meta, RegistryError};
@@ -147,7 +147,13 @@ impl StateDir {
         self.remove_unfinished(lock);
         let unfinished = self.root.join(UNFINISHED);
         let made = self.fill(&unfinished, display_name, leaf_names, facts).await;
-        let made = made.and_then(|()| self.finish(&unfinished));
+        let made = match made.and_then(|pending| self.finish(&unfinished).map(|()| pending)) {
+            // The database last: keys without facts there are completed by the next `init`, facts without keys by none.
+            Ok(Some(pending)) => pending.commit().await.map_err(StateError::from).inspect_err(|_| {
+                let _ = fs::remove_dir_all(self.gateway()); // ours, and never in use
+            }),
+            made => made.map(drop),
+        };
         if made.is_err() {
             self.remove_unfinished(lock);
         }
@@ -160,20 +166,29 @@ impl StateDir {
         display_name: &str,
         leaf_names: &[String],
         facts: &[(Meta, String)],
-    ) -> Result<(), StateError> {
+    ) -> Result<Option<Pending>, StateError> {
         let wrong = |error| StateError::Identity { path: folder.join("ca.pem"), error };
         let authority = Authority::create(display_name, SystemTime::now()).map_err(wrong)?;
         self.fill_keys(folder, &authority, leaf_names)?;
         match &self.database {
-            None => SqliteRegistry::create(&folder.join(backup::REGISTRY), facts).await?.close().await,
+            None => {
+                SqliteRegistry::create(&folder.join(backup::REGISTRY), facts).await?.close().await;
+                Ok(None)
+            }
             Some(database) => {
                 let registry = PostgresRegistry::open(database).await?;
-                let established = registry.establish(&shared_facts(facts, &authority)).await;
-                registry.close().await;
-                established?;
+                Ok(Some(registry.establish(&shared_facts(facts, &authority)).await?))
             }
         }
-        Ok(())
+    }
+
+    /// Completes a [`Self::create`] that was interrupted before the database had its facts.
+    ///
+    /// # Errors
+    /// [`StateError`].
+    pub async fn establish(&self, registry: &PostgresRegistry, facts: &[(Meta, String)]) -> Result<(), StateError> {
+        let facts = shared_facts(facts, &self.authority()?);
+        Ok(registry.establish(&facts).await?.commit().await?)
     }
 
     fn fill_keys(&self, folder: &Path, authority: &Authority, leaf_names: &[String]) -> Result<(), StateError> {

@@ -93,6 +93,12 @@ pub async fn init(loaded: &Loaded, request: &InitRequest) -> Result<Initialised,
     let state = state_dir(config);
     if state.is_initialised() {
         let registry = state.registry().await?;
+        if let Some(shared) = registry.shared()
+            && shared.meta(Meta::Authority).await?.is_none()
+            && !request.dry_run
+        {
+            state.establish(shared.store(), &facts(&choose(config).await?)?).await?;
+        }
         let settings = Settings::resolve(config, &registry).await?;
         registry.close().await;
         let pin = state.authority()?.pin().to_string();

@@ -47,7 +47,8 @@ const CHANGES: &str = "culvert_changes";
 
 /// What the server does for us when a gateway's machine is cut off in the middle of a transaction: the lock must not
 /// stay. Milliseconds, but for the keep-alives, which are seconds.
-const SESSION: [(&str, &str); 6] = [
+const SESSION: [(&str, &str); 7] = [
+    ("client_min_messages", "warning"),
     ("lock_timeout", "5000"),
     ("statement_timeout", "15000"),
     ("idle_in_transaction_session_timeout", "10000"),
@@ -61,6 +62,20 @@ const SESSION: [(&str, &str); 6] = [
 pub struct PostgresRegistry {
     pool: PgPool,
     migrated: Arc<OnceCell<()>>,
+}
+
+/// A change that is made when it is committed, and not at all when it is dropped.
+#[derive(Debug)]
+pub struct Pending(Transaction<'static, Postgres>);
+
+impl Pending {
+    /// Makes it.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn commit(self) -> Result<(), RegistryError> {
+        self.0.commit().await.map_err(from_sqlx)
+    }
 }
 
 impl PostgresRegistry {
@@ -99,21 +114,19 @@ impl PostgresRegistry {
         Ok(registry)
     }
 
-    /// Writes the facts of a new fleet. Again, too, as long as nobody was invited and no gateway has joined: an `init`
-    /// that was interrupted leaves facts that nobody uses.
+    /// Writes the facts of a new fleet, which are there once [`Pending::commit`] says so.
     ///
     /// # Errors
     /// [`RegistryError::InUse`] when it is a fleet's already, else what the database says.
-    pub async fn establish(&self, facts: &[(Meta, String)]) -> Result<(), RegistryError> {
+    pub async fn establish(&self, facts: &[(Meta, String)]) -> Result<Pending, RegistryError> {
         let mut transaction = self.write().await?;
-        let used: bool = sqlx::query_scalar("SELECT EXISTS (SELECT FROM users) OR EXISTS (SELECT FROM gateways)")
+        let used: bool = sqlx::query_scalar("SELECT EXISTS (SELECT FROM meta) OR EXISTS (SELECT FROM users)")
             .fetch_one(&mut *transaction)
             .await
             .map_err(from_sqlx)?;
         if used {
             return Err(RegistryError::InUse);
         }
-        sqlx::query("DELETE FROM meta").execute(&mut *transaction).await.map_err(from_sqlx)?;
         for (fact, value) in facts {
             sqlx::query("INSERT INTO meta (name, value) VALUES ($1, $2)")
                 .bind(fact.name())
@@ -122,7 +135,7 @@ impl PostgresRegistry {
                 .await
                 .map_err(from_sqlx)?;
         }
-        transaction.commit().await.map_err(from_sqlx)
+        Ok(Pending(transaction))
     }
 
     /// All of it, as it is at one moment.

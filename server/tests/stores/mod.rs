@@ -50,7 +50,7 @@ impl Home {
             Self::File(_) => AnyRegistry::Sqlite(SqliteRegistry::create(&self.path(), &facts).await.unwrap()),
             Self::Database(database) => {
                 let registry = PostgresRegistry::open(database).await.unwrap();
-                registry.establish(&facts).await.unwrap();
+                registry.establish(&facts).await.unwrap().commit().await.unwrap();
                 AnyRegistry::Postgres(SharedRegistry::plain(registry))
             }
         }
