@@ -9,7 +9,7 @@ use std::time::Duration;
 use sqlx::postgres::PgListener;
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 use crate::control_socket::{Asked, Request};
 use crate::registry::gateways::{Beat, Gateway, JoinError};
@@ -24,6 +24,8 @@ const EVERY: Duration = Duration::from_secs(3);
 const AGAIN: Duration = Duration::from_secs(1);
 /// How long the database may take to notice that the process before this one has ended.
 const TWIN_FOR: Duration = Duration::from_secs(5);
+/// The same when a connection was cut without a word: longer than its keep-alives (`registry::postgres`).
+const OWN_FOR: Duration = Duration::from_secs(40);
 /// A gateway that was not seen for so long is not told to clients any more.
 const GONE: time::Duration = time::Duration::DAY;
 
@@ -87,7 +89,7 @@ impl Member {
         check_facts(registry, authority_pin, settings).await?;
         let beat = Beat { id, name: settings.display_name().to_owned(), endpoints: settings.own_endpoints() };
         let mut this = Self { registry: registry.clone(), beat, settings: settings.clone(), listener: None };
-        let began = tokio::time::Instant::now();
+        let began = Instant::now();
         loop {
             match this.enter().await {
                 Err(FleetError::Twin) if began.elapsed() < TWIN_FOR => sleep(AGAIN / 5).await,
@@ -120,23 +122,30 @@ impl Member {
     pub async fn keep(mut self, others: watch::Sender<Vec<String>>, asked: mpsc::Sender<Asked>) {
         let mut ticks = interval(EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut twin = false;
+        let mut twin: Option<Instant> = None;
         loop {
             let Some(listener) = &mut self.listener else {
                 let entered = self.enter().await;
-                let is_twin = matches!(entered, Err(FleetError::Twin));
                 match entered {
-                    Ok(()) => ring(&asked).await, // what was missed meanwhile
-                    Err(error) => {
-                        if is_twin && !twin {
-                            tracing::error!(event = "gateway_twin", %error);
-                        } else {
-                            tracing::debug!(%error, "no place among the gateways");
+                    Ok(()) => {
+                        twin = None;
+                        ring(&asked).await; // what was missed meanwhile
+                    }
+                    Err(FleetError::Twin) => {
+                        // For a while it may be this gateway's own connection before.
+                        let since = *twin.get_or_insert_with(Instant::now);
+                        if since.elapsed() > OWN_FOR {
+                            tracing::error!(event = "gateway_twin", error = %FleetError::Twin);
+                            twin = Some(Instant::now());
                         }
                         sleep(AGAIN).await;
                     }
+                    Err(error) => {
+                        twin = None;
+                        tracing::debug!(%error, "no place among the gateways");
+                        sleep(AGAIN).await;
+                    }
                 }
-                twin = is_twin;
                 continue;
             };
             tokio::select! {

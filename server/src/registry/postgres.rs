@@ -61,6 +61,8 @@ const SESSION: [(&str, &str); 7] = [
 #[derive(Clone, Debug)]
 pub struct PostgresRegistry {
     pool: PgPool,
+    /// For connections that end with their use: they hold locks.
+    single_use: PgPool,
     migrated: Arc<OnceCell<()>>,
 }
 
@@ -100,8 +102,13 @@ impl PostgresRegistry {
             .max_connections(CONNECTIONS)
             .acquire_timeout(CONNECT_WITHIN)
             .idle_timeout(Duration::from_secs(60))
+            .connect_lazy_with(options.clone());
+        let single_use = PgPoolOptions::new()
+            .max_connections(2)
+            .acquire_timeout(CONNECT_WITHIN)
+            .after_release(|_, _| Box::pin(async { Ok(false) }))
             .connect_lazy_with(options);
-        Ok(Self { pool, migrated: Arc::default() })
+        Ok(Self { pool, single_use, migrated: Arc::default() })
     }
 
     /// Connects, and brings the schema up to this version.
@@ -168,6 +175,7 @@ impl PostgresRegistry {
 
     /// Closes every connection.
     pub async fn close(self) {
+        self.single_use.close().await;
         self.pool.close().await;
     }
 
@@ -177,7 +185,7 @@ impl PostgresRegistry {
     /// What the database says.
     pub async fn listen(&self) -> Result<PgListener, RegistryError> {
         self.read().await?;
-        let mut listener = PgListener::connect_with(&self.pool).await.map_err(from_sqlx)?;
+        let mut listener = PgListener::connect_with(&self.single_use).await.map_err(from_sqlx)?;
         // A lost connection is for the caller to see: changes may have been missed.
         listener.eager_reconnect(false);
         listener.listen(CHANGES).await.map_err(from_sqlx)?;

@@ -73,7 +73,8 @@ impl Cluster {
         assert!(self.try_psql(database, statement), "{statement}");
     }
 
-    fn try_psql(&self, database: &str, statement: &str) -> bool {
+    /// True when the statement succeeds.
+    pub fn try_psql(&self, database: &str, statement: &str) -> bool {
         let mut psql = self.program("psql");
         psql.arg("-h").arg(self.folder.path()).args(["-U", "culvert", "-qAt", "-c", statement, database]);
         psql.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().success()
