@@ -13,6 +13,7 @@ pub mod device;
 pub mod dial;
 pub mod dns;
 pub mod doctor;
+pub mod endpoints;
 pub mod enrol;
 pub mod files;
 pub mod guard;

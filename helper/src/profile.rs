@@ -15,6 +15,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroize;
 
+use crate::dial;
 use crate::files::{self, replace, write_synced};
 use crate::seal::Sealed;
 
@@ -28,9 +29,9 @@ pub struct Profile {
     pub name: String,
     /// The gateway's display name.
     pub gateway: String,
-    /// Where sessions are opened, `host:port`, best first.
+    /// Where sessions are opened, `host:port`, best first; kept up to date by each welcome.
     pub endpoints: Vec<String>,
-    /// The name or address that the gateway's certificate must carry.
+    /// The name or address that the certificate of the gateway behind the first endpoint must carry.
     pub server_name: String,
     /// The device's id in the gateway's registry.
     pub device_id: DeviceId,
@@ -88,6 +89,13 @@ impl Profile {
     pub fn facts(&self) -> Result<CertificateFacts, IdentityError> {
         let chain = Credential::chain_from_pem(&self.chain_pem)?;
         CertificateFacts::read(chain.first().ok_or(IdentityError::Certificate)?)
+    }
+
+    /// The name or address that the certificate must carry of the gateway behind endpoint number `endpoint`: gateways
+    /// that share their devices have names of their own.
+    pub fn server_name(&self, endpoint: usize) -> &str {
+        let other = self.endpoints.get(endpoint).filter(|_| endpoint > 0);
+        other.map_or(&self.server_name, |endpoint| dial::host(endpoint))
     }
 
     /// True while the key is only there as the keychain's owner can open it.

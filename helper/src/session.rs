@@ -22,6 +22,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::device::Tun;
 use crate::dial::{self, Candidate, DIAL_NEXT_AFTER, HANDSHAKE_WITHIN, cause_of_down, cause_of_refusal, unproven};
+use crate::endpoints;
 use crate::health::Counters;
 use crate::install::Installed;
 use crate::journal::Journal;
@@ -115,7 +116,7 @@ pub struct Session {
     known: Vec<Candidate>,
     /// None of `known` led to the gateway the last time: look its name up again.
     stale: bool,
-    /// The profile has a new certificate, or other CAs, that are not on the disk yet.
+    /// The profile has a new certificate, other CAs or other endpoints, and that is not on the disk yet.
     renewed: bool,
     /// The gateway waits to hear that a certificate by this CA is on the disk.
     unconfirmed: Option<identity::Pin>,
@@ -391,10 +392,11 @@ impl Session {
             Ok(transport) => transport,
             Err(problem) => return Some(verdict(problem)),
         };
-        let server_name = self.profile.as_ref()?.server_name.clone();
+        let profile = self.profile.as_ref()?;
         let handle = self.shard.as_ref()?.handle.clone();
         let Attempt::Dialling { links, waiting, due } = &mut self.attempt else { return None };
         let candidate = waiting.next()?;
+        let server_name = profile.server_name(candidate.endpoint).to_owned();
         let remote = candidate.address;
         *due = Instant::now() + if waiting.len() == 0 { HANDSHAKE_WITHIN } else { DIAL_NEXT_AFTER };
         tracing::debug!(%remote, "dialling");
@@ -584,6 +586,7 @@ impl Session {
         tracing::info!(remote = %established.remote, gateway = welcome.gateway, "the gateway says welcome");
         // The address that answered goes first next time.
         self.known.sort_by_key(|known| known.address != established.remote);
+        let endpoint = self.learn(&welcome.endpoints, endpoint);
         let now = Timestamp::now_utc().unix_timestamp();
         let clock_ahead = welcome.time.map(|time| time::Duration::seconds(time.saturating_sub(now)));
         let live = Live {
@@ -606,10 +609,32 @@ impl Session {
             self.hang_up("this machine could not be set up").await;
             return Some(verdict(problem));
         }
-        if let Some(live) = self.live.as_mut() {
+        if let Some(mut live) = self.live.take() {
+            live.endpoint = self.learn(&welcome.endpoints, live.endpoint);
             *live.welcome = welcome;
+            self.live = Some(live);
         }
         None
+    }
+
+    /// Takes over where else the gateways say they are. Returns the place of the endpoint in use.
+    fn learn(&mut self, told: &[String], in_use: usize) -> usize {
+        let Some(profile) = &mut self.profile else { return in_use };
+        let merged = endpoints::merged(&profile.endpoints, told, in_use);
+        if merged == profile.endpoints {
+            return in_use;
+        }
+        let old = std::mem::replace(&mut profile.endpoints, merged);
+        if profile.endpoints.first() != old.first() {
+            profile.server_name =
+                profile.endpoints.first().map(|first| dial::host(first).to_owned()).unwrap_or_default();
+        }
+        let place = |before: usize| profile.endpoints.iter().position(|now| Some(now) == old.get(before));
+        self.known.retain_mut(|known| place(known.endpoint).map(|now| known.endpoint = now).is_some());
+        tracing::info!(endpoints = profile.endpoints.join(" "), "where the gateway can be reached has changed");
+        self.stale = true; // the next attempt looks up the new ones, too
+        self.renewed = true;
+        place(in_use).unwrap_or_default()
     }
 
     // --- this device's access ---

@@ -68,6 +68,26 @@ impl Pool {
         (network + i64::from(hosts.start), network + i64::from(hosts.end) - 1)
     }
 
+    /// How many parts the network is divided into for gateways that share it: up to 256, of at least eight addresses.
+    pub fn slices(&self) -> u32 {
+        1 << (self.slice_prefix() - self.ipv4.prefix_len())
+    }
+
+    /// The first and the last IPv4 address, as numbers, that the gateway with this part gives to devices. The parts
+    /// share no address, and together they are [`Self::range`].
+    pub fn slice(&self, number: u32) -> (i64, i64) {
+        let size = 1_i64 << (32 - self.slice_prefix());
+        let start = i64::from(u32::from(self.ipv4.network())) + i64::from(number) * size;
+        let (first, last) = self.range();
+        (start.max(first), (start + size - 1).min(last))
+    }
+
+    fn slice_prefix(&self) -> u8 {
+        const PARTS_LOG2: u8 = 8;
+        const SMALLEST: u8 = 29;
+        (self.ipv4.prefix_len() + PARTS_LOG2).min(SMALLEST.max(self.ipv4.prefix_len()))
+    }
+
     /// The addresses of the device that the registry has under this IPv4 address; `None` when
     /// the network was changed and does not hold it any more.
     pub fn lease_of(&self, ipv4: Ipv4Addr) -> Option<Lease> {
@@ -132,6 +152,20 @@ mod tests {
             prop_assert!(pool.ipv6().unwrap().contains(&last.ipv6.unwrap()));
             prop_assert_ne!(first.ipv6, pool.gateway().ipv6);
             prop_assert_ne!(first.ipv6, last.ipv6);
+        }
+
+        #[test]
+        fn slices_follow_one_another_from_the_first_address_to_the_last(network in any::<u32>(), prefix in 8u8..=29) {
+            let pool = Pool::new(Ipv4Net::new(network.into(), prefix).unwrap().trunc(), None);
+            let (first, last) = pool.range();
+            let mut next = first;
+            for number in 0..pool.slices() {
+                let (from, to) = pool.slice(number);
+                prop_assert_eq!(from, next);
+                prop_assert!(from < to, "each has room for devices");
+                next = to + 1;
+            }
+            prop_assert_eq!(next, last + 1);
         }
     }
 

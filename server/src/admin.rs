@@ -8,11 +8,13 @@ pub mod ca;
 pub mod devices;
 pub mod doctor;
 pub mod first_run;
+pub mod gateways;
 pub mod init;
 pub mod invite;
 pub mod invites;
 pub mod lists;
 pub mod mdm;
+pub mod registry;
 pub mod rotate;
 pub mod service;
 pub mod why;
@@ -25,11 +27,13 @@ use crate::backup::BackupError;
 use crate::config::{Config, ConfigError, Loaded, Source};
 use crate::control_socket::{AskError, Request, Response, ask};
 use crate::door::BansFileError;
+use crate::fleet::FleetError;
 use crate::gateway::GatewayError;
 use crate::interface::{NetlinkError, Overlap};
 use crate::log::LogFileError;
 use crate::owner::OwnerError;
 use crate::registry::RegistryError;
+use crate::registry::dump::DumpError;
 use crate::sealed_file::SealError;
 use crate::settings::SettingsError;
 use crate::state::{StateDir, StateError};
@@ -47,6 +51,20 @@ pub enum AdminError {
     /// Nothing inside is free.
     #[error("no /24 of 100.64.0.0/10 or 10.0.0.0/8 is free on this host; set network.ipv4")]
     NoNetwork,
+    /// There is nothing to share.
+    #[error("the registry is a file of this gateway's own; set registry.url to the database that gateways share")]
+    NotShared,
+    /// Nobody made the registry.
+    #[error(
+        "no gateway has made its registry in this database; make the first one: culvert-server init --registry URL"
+    )]
+    NobodyThere,
+    /// No gateway is called so.
+    #[error("there is no gateway {0:?}; see culvert-server gateways list")]
+    NoGateway(String),
+    /// It says that it runs.
+    #[error("{0} runs; stop it first, or it comes again")]
+    GatewayRuns(String),
     /// The name for an invitation or a user is none.
     #[error("a name has 1 to 64 printable characters")]
     BadName,
@@ -106,6 +124,14 @@ pub enum AdminError {
     /// The registry was changed, but a running gateway was not told.
     #[error("the registry was changed, but the running gateway was not told and sees it a second later: {0}")]
     StillOpen(AskError),
+    /// No registry.
+    #[error("{} cannot be imported: {error}; nothing was changed", .path.display())]
+    BadExport {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        error: DumpError,
+    },
     /// Clients are not served.
     #[error("the gateway runs but is not ready: {0}; culvert-server doctor says more")]
     NotReady(String),
@@ -210,6 +236,9 @@ pub enum AdminError {
     /// The gateway did not answer.
     #[error(transparent)]
     Ask(#[from] AskError),
+    /// The other gateways.
+    #[error(transparent)]
+    Fleet(#[from] FleetError),
     /// The gateway did not start, or ended.
     #[error(transparent)]
     Gateway(#[from] GatewayError),
@@ -320,7 +349,7 @@ pub fn metrics(config: &Config) -> Result<String, AdminError> {
 
 /// Where a command's state is.
 pub fn state_dir(config: &Config) -> StateDir {
-    StateDir::new(&config.state_dir)
+    StateDir::of(config)
 }
 
 /// Who types this, for the audit.

@@ -15,7 +15,7 @@ use time::OffsetDateTime;
 
 use crate::addresses::Pool;
 use crate::config::Push;
-use crate::registry::{Device, EnrolError, Invitation};
+use crate::registry::{Device, EnrolError, Invitation, RegistryError};
 use crate::settings::Settings;
 
 /// A session or an enrolment that will not be: the code, and one sentence for people.
@@ -119,7 +119,21 @@ pub fn refusal(error: &EnrolError) -> Refusal {
         EnrolError::Limit { limit } => Refusal::Limit(*limit),
         EnrolError::KnownKey => Refusal::BadRequest(IdentityError::RequestKey),
         EnrolError::PoolFull(_) => Refusal::PoolFull,
+        EnrolError::Registry(error) if error.is_outage() => Refusal::RegistryAway,
         EnrolError::Registry(_) => Refusal::Internal,
+    }
+}
+
+/// What a known device's owner is told when the registry cannot say whether it may connect.
+pub fn registry_sentence(error: &RegistryError) -> &'static str {
+    match error {
+        RegistryError::Forgotten => {
+            "the gateway cannot reach its registry, and what it remembers is too old; it is tried again"
+        }
+        error if error.is_outage() => {
+            "the gateway cannot reach its registry, and does not remember this device; it is tried again"
+        }
+        _ => "the gateway cannot read its registry; try again later",
     }
 }
 

@@ -77,6 +77,7 @@ pub async fn record_changes(registry: &impl Registry, events: &[Event]) {
             "ca_rotate" => "ca_rotate",
             "ca_finish" => "ca_finish",
             "ca_abort" => "ca_abort",
+            "gateway_forgotten" => "forget",
             _ => continue,
         };
         let device = registry.find_devices(&event.target).await.ok().filter(|found| found.len() == 1);

@@ -10,7 +10,9 @@ use std::io::{self, Read};
 use zeroize::Zeroizing;
 
 /// The files of a state directory's `gateway` folder, in the order in which they are written.
-pub const FILES: [&str; 5] = ["ca.pem", "ca.key", "leaf.pem", "cid.key", "registry.sqlite"];
+pub const FILES: [&str; 4] = ["ca.pem", "ca.key", "leaf.pem", "cid.key"];
+/// The registry, unless it is in a database.
+pub const REGISTRY: &str = "registry.sqlite";
 /// Files of the same folder that are there only while, and after, another CA takes the first one's place.
 pub const MAYBE: [&str; 2] = crate::state::ROTATION_FILES;
 /// The configuration, as it was.
@@ -53,7 +55,7 @@ pub fn pack(files: &Files, about: &str) -> Result<Zeroizing<Vec<u8>>, BackupErro
     Ok(Zeroizing::new(archive.into_inner()?))
 }
 
-/// Takes the archive apart again: [`FILES`], all of them, and [`MAYBE`] and [`CONFIG`] if they are there.
+/// Takes the archive apart again: [`FILES`], all of them, and [`REGISTRY`], [`MAYBE`] and [`CONFIG`] if they are there.
 ///
 /// # Errors
 /// [`BackupError`].
@@ -62,7 +64,7 @@ pub fn unpack(archive: &[u8]) -> Result<Files, BackupError> {
     for entry in tar::Archive::new(archive).entries()? {
         let entry = entry?;
         let name = entry.path()?.to_string_lossy().into_owned();
-        let known = FILES.iter().chain(&MAYBE).any(|file| *file == name) || name == CONFIG;
+        let known = FILES.iter().chain(&MAYBE).chain(&[REGISTRY, CONFIG]).any(|file| *file == name);
         let plain = entry.header().entry_type().is_file() && entry.size() <= LARGEST_BYTES;
         if name == ABOUT {
             continue;

@@ -10,6 +10,7 @@ mod keys;
 mod layers;
 mod names;
 mod policies;
+mod registry;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -26,6 +27,7 @@ pub use families::Translated;
 pub use keys::{CONFIG_VARIABLE, KEYS, Key, Kind};
 pub use layers::{Complaint, Layers, Problem, Source, Value};
 pub use names::{Dns, NameServer, Upstream, Zone};
+pub use registry::{Database, NotADatabase};
 
 use crate::bans::{self, Limits};
 use crate::log::Addresses;
@@ -78,6 +80,10 @@ pub struct Config {
     pub bans: Limits,
     /// `state.dir`.
     pub state_dir: PathBuf,
+    /// `registry.url` and `registry.password_file`; `None` means the file in the state directory.
+    pub database: Option<Database>,
+    /// `registry.cache_age`; zero means that nobody connects while the database does not answer.
+    pub cache_age: Duration,
     /// `control.socket`.
     pub control_socket: PathBuf,
     /// `tunnel.device`.
@@ -301,6 +307,8 @@ impl Config {
         });
         let exempt = read.list("bans", "exempt", "an address, or a network such as \"198.51.100.0/24\"", bans::prefix);
         let state_dir = read.text("state", "dir", "an absolute path", absolute);
+        let database = read.database();
+        let cache_age = read.text("registry", "cache_age", "0, or a time such as \"24h\"", parse_duration);
         let control_socket = read.text("control", "socket", "an absolute path of at most 100 bytes", |text| {
             absolute(text).filter(|_| text.len() <= SOCKET_PATH_MAX)
         });
@@ -340,6 +348,8 @@ impl Config {
             log_file: log_file?,
             bans: Limits { failures: failures?.unwrap_or(0), window: window?, duration: ban?, exempt },
             state_dir: state_dir?,
+            database: database?,
+            cache_age: cache_age?,
             control_socket: control_socket?,
             device: device?,
             shards: shards?,
@@ -473,6 +483,24 @@ impl Reader<'_> {
             self.complain("dns", "zones", "a domain other than dns.inner, which the gateway answers itself");
         }
         Some(Dns { upstream, zones, inner })
+    }
+
+    /// What is wrong with the URL is told without it: it may hold a password by mistake.
+    fn database(&mut self) -> Option<Option<Database>> {
+        let file =
+            self.text("registry", "password_file", "\"\" or an absolute path", |text| or_empty(text, absolute))?;
+        let (key, Value::Text(url), source) = self.layers.get("registry", "url") else { return None }; // it is text
+        if url.is_empty() {
+            return Some(None);
+        }
+        match Database::new(url, file) {
+            Ok(database) => Some(Some(database)),
+            Err(error) => {
+                let what = Complaint::Secret { section: key.section, name: key.name, error };
+                self.problems.push(Problem { at: source.clone(), what });
+                None
+            }
+        }
     }
 
     fn complain(&mut self, section: &str, name: &str, expected: &'static str) {

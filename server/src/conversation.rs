@@ -49,6 +49,8 @@ pub struct Office<R> {
     pub config: Config,
     /// The same, joined with what `init` chose.
     pub settings: Settings,
+    /// Who this gateway is among those that share the registry; `None` where it has one of its own.
+    pub gateway_id: Option<String>,
     /// What the resolver for clients has done, if there is one.
     pub dns: Option<Arc<dns::Counters>>,
     /// Told of refusals, and of sessions.
@@ -141,8 +143,10 @@ impl<R: Registry, D: Interface> Conversation<R, D> {
             CertificateFacts::read(leaf).map_err(|error| Refused::new(Close::UnknownDevice, error.to_string()))?;
         peer.name = facts.common_name.clone().unwrap_or_default();
         let device = self.office.registry.device_by_key(facts.spki.as_bytes()).await.map_err(|error| {
-            tracing::error!(event = "registry_failed", %error);
-            Refused::new(Close::Internal, "the gateway cannot read its registry; try again later")
+            if !error.is_outage() {
+                tracing::error!(event = "registry_failed", %error); // an outage is told once
+            }
+            Refused::new(Close::Internal, admit::registry_sentence(&error))
         })?;
         peer.device = device.as_ref().map(|device| device.id.clone());
         let lease =
@@ -257,7 +261,7 @@ impl<R: Registry, D: Interface> Conversation<R, D> {
     /// Issues the certificate and adds the device. A certificate of a device that was not added
     /// is worth nothing, so it comes first and the registry has the last word.
     async fn grant(&self, invitation: &[u8], whose: Whose, proven: &ProvenCsr) -> Result<(Device, Grant), Failed> {
-        let Office { registry, authorities, config, settings, .. } = &*self.office;
+        let Office { registry, authorities, config, settings, gateway_id, .. } = &*self.office;
         let authority = authorities.current(); // the one that the invitation names
         let id = match whose.renews {
             Some(known) => known.parse(),
@@ -276,11 +280,14 @@ impl<R: Registry, D: Interface> Conversation<R, D> {
             not_after: issued.not_after.into(),
             authority: authority.pin(),
             pool: settings.pool,
+            gateway: gateway_id.as_deref(),
             devices_per_user: whose.limit,
             now: OffsetDateTime::now_utc(),
         };
         let device = registry.enrol(&enrolment).await.map_err(|error| {
-            if let EnrolError::Registry(error) = &error {
+            if let EnrolError::Registry(error) = &error
+                && !error.is_outage()
+            {
                 tracing::error!(event = "registry_failed", %error);
             }
             admit::refusal(&error)
@@ -350,6 +357,9 @@ fn malformed(error: &FrameError) -> Refused {
 }
 
 fn internal(error: &crate::registry::RegistryError) -> Refusal {
+    if error.is_outage() {
+        return Refusal::RegistryAway;
+    }
     tracing::error!(event = "registry_failed", %error);
     Refusal::Internal
 }

@@ -1,12 +1,13 @@
 //! Writing files so that a crash leaves the old one or the new one, and nobody else can read it.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, OFlags, linkat};
+use zeroize::Zeroizing;
 
 /// Replaces a file in one step, mode 0600, on disk when this returns.
 ///
@@ -65,6 +66,17 @@ pub fn sync_folder(path: &Path) -> io::Result<()> {
 
 fn folder(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// The first line of what holds a password, without its end; at most 4 KiB are read.
+///
+/// # Errors
+/// Whatever the OS says.
+pub fn first_line(from: &mut impl Read) -> io::Result<Zeroizing<String>> {
+    const MOST: u64 = 4096;
+    let mut text = Zeroizing::new(String::new());
+    from.take(MOST).read_to_string(&mut text)?;
+    Ok(Zeroizing::new(text.lines().next().unwrap_or_default().to_owned()))
 }
 
 fn beside(path: &Path) -> PathBuf {

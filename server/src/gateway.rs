@@ -18,7 +18,7 @@ use culvert_tunnel::socket::{self, SocketOptions};
 use culvert_tunnel::transport::Tuning;
 use rustix::thread::{CapabilitySet, capabilities};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::config::{Config, ConfigError, Loaded};
 use crate::control_socket::{Asked, ControlSocket, Request, SocketError};
@@ -26,6 +26,7 @@ use crate::conversation::Office;
 use crate::dns;
 use crate::door;
 use crate::firewall;
+use crate::fleet::{FleetError, Member};
 use crate::forwarding::{Forwarding, ForwardingError};
 use crate::http::Http;
 use crate::interface::{Netlink, NetlinkError, Overlap, check_overlap};
@@ -34,7 +35,7 @@ use crate::leaf::{Leaf, LeafError};
 use crate::manager;
 use crate::metrics;
 use crate::nat::{self, Nat, NatError};
-use crate::registry::sqlite::SqliteRegistry;
+use crate::registry::any::AnyRegistry;
 use crate::registry::{Device, Registry, RegistryError};
 use crate::reload::Reloader;
 use crate::selfcheck;
@@ -88,6 +89,9 @@ pub enum GatewayError {
     /// The registry.
     #[error(transparent)]
     Registry(#[from] RegistryError),
+    /// The other gateways.
+    #[error(transparent)]
+    Fleet(#[from] FleetError),
     /// Something is set nowhere.
     #[error(transparent)]
     Settings(#[from] SettingsError),
@@ -152,8 +156,8 @@ pub async fn run(
     read: impl Fn() -> Result<Loaded, ConfigError> + Send + Sync + 'static,
 ) -> Result<(), GatewayError> {
     check_capability()?;
-    let state = StateDir::new(&loaded.config.state_dir);
-    let registry = state.registry().await?;
+    let state = StateDir::of(&loaded.config);
+    let registry = state.remembering_registry(loaded.config.cache_age).await?;
     let reloader = Reloader::new(loaded.layers, read);
     let outcome = serve(loaded.config, reloader, &state, registry.clone()).await;
     // However it ended: an unclosed database may leave its working files behind.
@@ -165,7 +169,7 @@ async fn serve(
     config: Config,
     reloader: Reloader,
     state: &StateDir,
-    registry: SqliteRegistry,
+    registry: AnyRegistry,
 ) -> Result<(), GatewayError> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -179,6 +183,15 @@ async fn serve(
     let cids = state.cid_key(&lock)?;
     let mut settings = Settings::resolve(&config, &registry).await?;
     check_stranded(registry.stranded(&settings.pool).await?, &settings)?;
+    let member = match registry.shared() {
+        Some(shared) => {
+            let pin = authorities.current().pin().to_string();
+            let id = state.gateway_id(&lock)?.to_string();
+            Some((Member::join(shared, id.clone(), &pin, &settings).await?, id))
+        }
+        None => None,
+    };
+    let (member, gateway_id) = member.unzip();
     let mut leaf = Leaf::new(state.clone(), Tuning { congestion: config.congestion });
     let transport = leaf.renewed(&authorities, &settings, SystemTime::now())?.ok_or(GatewayError::NoLeaf)?;
 
@@ -239,7 +252,9 @@ async fn serve(
     let door = door::open(config.bans.clone(), state.root(), banned, handles.clone());
     let registry = registry.clone();
     let authorities = Arc::new(authorities);
-    let office = Arc::new(Office { registry, authorities, config, settings, dns, door: door.clone() });
+    let office = Arc::new(Office { registry, authorities, config, settings, gateway_id, dns, door: door.clone() });
+    let (told, others) = watch::channel(Vec::new());
+    let fleet = keep(member, told, asked.clone());
     let reload = asked.clone();
     let stop = async {
         let signal = loop {
@@ -260,15 +275,16 @@ async fn serve(
         manager::stopping();
         tracing::info!(event = "stopping", signal);
     };
-    let sessions = Sessions::new(office, handles, leaf, authorities_stamp, Reloading { reloader, followers, resolver })
-        .await?
-        .run(events, requests, stop);
+    let reloading = Reloading { reloader, followers, resolver };
+    let sessions =
+        Sessions::new(office, handles, leaf, authorities_stamp, reloading, others).await?.run(events, requests, stop);
     manager::ready();
     let outcome = tokio::select! {
         outcome = sessions => outcome,
         () = serve_http(http, asked.clone()) => Err(LoopError::ShardGone), // never: it serves for ever
         () = control.serve(asked) => Err(LoopError::ShardGone), // neither does this end
         () = serve_speed(speed) => Err(LoopError::ShardGone), // neither does this end
+        () = fleet => Err(LoopError::ShardGone), // nor this
         () = watchdog => Err(LoopError::ShardGone), // nor this
         () = selfcheck => Err(LoopError::ShardGone), // nor this
     };
@@ -312,6 +328,14 @@ async fn http(config: &Config) -> Option<Http> {
     }
 }
 
+/// Without others there is no place to keep.
+async fn keep(member: Option<Member>, told: watch::Sender<Vec<String>>, asked: mpsc::Sender<Asked>) {
+    match member {
+        Some(member) => member.keep(told, asked).await,
+        None => std::future::pending().await,
+    }
+}
+
 async fn serve_http(http: Option<Http>, asked: mpsc::Sender<Asked>) {
     match http {
         Some(http) => http.serve(asked).await,
@@ -332,7 +356,7 @@ async fn serve_speed(speed: Option<Speed>) {
 /// [`GatewayError`] when a gateway runs, or something cannot be undone.
 pub fn cleanup(config: &Config) -> Result<bool, GatewayError> {
     check_capability()?; // without it we may not even see whether there is a gateway
-    let state = StateDir::new(&config.state_dir);
+    let state = StateDir::of(config);
     if !state.is_initialised() {
         return Ok(false);
     }

@@ -20,6 +20,7 @@ pub mod dns;
 pub mod door;
 pub mod files;
 pub mod firewall;
+pub mod fleet;
 pub mod forwarding;
 pub mod gateway;
 pub mod health;

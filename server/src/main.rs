@@ -56,6 +56,18 @@ enum Command {
         /// The name or address under which clients reach this gateway, with or without a port
         #[arg(long, value_name = "NAME")]
         endpoint: Option<String>,
+        /// Keep the registry in this PostgreSQL database, which other gateways may share (registry.url)
+        #[arg(long, value_name = "URL")]
+        registry: Option<String>,
+        /// The first line of this file is the database's password (registry.password_file)
+        #[arg(long, value_name = "FILE", requires = "registry")]
+        registry_password_file: Option<String>,
+        /// Join the gateways that share the registry: the backup of one of them (ca backup) has their CA
+        #[arg(long, value_name = "FILE")]
+        ca: Option<PathBuf>,
+        /// The backup's passphrase is the first line of this file; - is standard input
+        #[arg(long, value_name = "FILE", requires = "ca")]
+        passphrase_file: Option<PathBuf>,
         /// Invite this user at once
         #[arg(long, value_name = "NAME")]
         invite: Option<String>,
@@ -123,6 +135,16 @@ enum Command {
     },
     /// A configuration profile for Macs under MDM, as XML on standard output; an MDM signs it
     MdmProfile(Box<admin::mdm::Arguments>),
+    /// The gateways that share this one's registry
+    Gateways {
+        #[command(subcommand)]
+        command: admin::gateways::Command,
+    },
+    /// The registry as one file, to move it into a database
+    Registry {
+        #[command(subcommand)]
+        command: admin::registry::Command,
+    },
     /// The running gateway as a whole
     Status {
         /// One JSON object
@@ -373,6 +395,8 @@ fn take_owners_rights(cli: &Cli) -> anyhow::Result<()> {
         | Command::MdmProfile(_)
         | Command::Devices { .. }
         | Command::Ca { .. }
+        | Command::Gateways { .. }
+        | Command::Registry { .. }
         | Command::Doctor { .. }
         | Command::Why { .. }
         | Command::Preflight { .. }
@@ -380,7 +404,7 @@ fn take_owners_rights(cli: &Cli) -> anyhow::Result<()> {
         _ => return Ok(()),
     }
     // What is wrong with the configuration the command says itself.
-    let Ok(loaded) = load(&cli.place, None, Named::MayBeMissing) else { return Ok(()) };
+    let Ok(loaded) = load(&cli.place, vec![], Named::MayBeMissing) else { return Ok(()) };
     owner::adopt(&loaded.config.state_dir).map_err(|error| AdminError::from(error).into())
 }
 
@@ -398,10 +422,27 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 async fn execute(cli: Cli) -> anyhow::Result<String> {
     let place = &cli.place;
     Ok(match cli.command {
-        Command::Init { endpoint, invite, dry_run, no_start, yes: _, json } => {
-            let loaded =
-                load(place, endpoint.map(|name| ("--endpoint", "endpoint", "name", name)), Named::MayBeMissing)?;
-            let request = InitRequest { invite, dry_run, start: !no_start, write_config: true };
+        Command::Init {
+            endpoint,
+            registry,
+            registry_password_file,
+            ca,
+            passphrase_file,
+            invite,
+            dry_run,
+            no_start,
+            yes: _,
+            json,
+        } => {
+            let chosen = [
+                endpoint.map(|name| ("--endpoint", "endpoint", "name", name)),
+                registry.map(|url| ("--registry", "registry", "url", url)),
+                registry_password_file
+                    .map(|file| ("--registry-password-file", "registry", "password_file", absolute(file))),
+            ];
+            let loaded = load(place, chosen.into_iter().flatten().collect(), Named::MayBeMissing)?;
+            let join = ca.map(|file| (file, passphrase(passphrase_file)));
+            let request = InitRequest { invite, join, dry_run, start: !no_start, write_config: true };
             let done = init::init(&loaded, &request).await?;
             if let Some(note) = done.port_note() {
                 eprintln!("note: {note}");
@@ -439,17 +480,25 @@ async fn execute(cli: Cli) -> anyhow::Result<String> {
             text
         }
         Command::MdmProfile(arguments) => admin::mdm::profile(&config(place)?, *arguments).await?,
+        Command::Gateways { command } => admin::gateways::execute(&config(place)?, command).await?,
+        Command::Registry { command } => {
+            let (text, note) = admin::registry::execute(&config(place)?, command).await?;
+            if let Some(note) = note {
+                eprintln!("note: {note}");
+            }
+            text
+        }
         Command::Status { json } => lists::status(&config(place)?, json)?,
         Command::Why { name, json } => admin::why::why(&config(place)?, &name, json).await?,
         Command::Run { init } => {
-            let loaded = load(place, None, Named::MustExist)?;
+            let loaded = load(place, vec![], Named::MustExist)?;
             log::start(&loaded.config).map_err(AdminError::from)?;
             owner::check(&loaded.config.state_dir).map_err(AdminError::from)?;
             if init {
                 first_run::init_if_empty(&loaded).await?;
             }
             let place = place.clone();
-            let again = move || read(&place, None, Named::MustExist);
+            let again = move || read(&place, vec![], Named::MustExist);
             gateway::run(loaded, again).await.map_err(AdminError::from)?;
             String::new()
         }
@@ -460,7 +509,7 @@ async fn execute(cli: Cli) -> anyhow::Result<String> {
         Command::Reload { json } => admin::reload(&config(place)?, json)?,
         Command::CheckConfig { file, show } => {
             let place = Place { config: file.or_else(|| place.config.clone()), ..place.clone() };
-            admin::check_config(&load(&place, None, Named::MustExist)?, show)
+            admin::check_config(&load(&place, vec![], Named::MustExist)?, show)
         }
         Command::Cleanup => {
             let config = config(place)?;
@@ -487,8 +536,11 @@ fn diagnosed(diagnosis: &Diagnosis, json: bool) -> anyhow::Result<String> {
     Err(AdminError::CheckFailed.into())
 }
 
+fn passphrase(file: Option<PathBuf>) -> Passphrase {
+    file.map_or(Passphrase::Ask, Passphrase::File)
+}
+
 async fn ca(place: &Place, command: Ca) -> Result<String, AdminError> {
-    let source = |file: Option<PathBuf>| file.map_or(Passphrase::Ask, Passphrase::File);
     match command {
         Ca::Show { json } => admin::ca::show(&config(place)?, json).await,
         Ca::Rotate { finish, abort, force, json } => {
@@ -500,10 +552,11 @@ async fn ca(place: &Place, command: Ca) -> Result<String, AdminError> {
             admin::rotate::rotate(&config(place)?, step, force, json).await
         }
         Ca::Backup { file, passphrase_file, json } => {
-            admin::ca::backup(&load(place, None, Named::MustExist)?, &file, &source(passphrase_file), json).await
+            admin::ca::backup(&load(place, vec![], Named::MustExist)?, &file, &passphrase(passphrase_file), json).await
         }
         Ca::Restore { file, passphrase_file, json } => {
-            admin::ca::restore(&load(place, None, Named::MayBeMissing)?, &file, &source(passphrase_file), json).await
+            admin::ca::restore(&load(place, vec![], Named::MayBeMissing)?, &file, &passphrase(passphrase_file), json)
+                .await
         }
     }
 }
@@ -530,22 +583,22 @@ async fn devices(config: &Config, command: Devices) -> Result<String, AdminError
 }
 
 fn config(place: &Place) -> Result<Config, AdminError> {
-    Ok(load(place, None, Named::MustExist)?.config)
+    Ok(load(place, vec![], Named::MustExist)?.config)
 }
 
 type Setting = (&'static str, &'static str, &'static str, String);
 
-fn load(place: &Place, more: Option<Setting>, named: Named) -> Result<Loaded, AdminError> {
+fn load(place: &Place, more: Vec<Setting>, named: Named) -> Result<Loaded, AdminError> {
     Ok(read(place, more, named)?)
 }
 
-fn read(place: &Place, more: Option<Setting>, named: Named) -> Result<Loaded, ConfigError> {
+fn read(place: &Place, more: Vec<Setting>, named: Named) -> Result<Loaded, ConfigError> {
     let settings = [
         place.state_dir.clone().map(|dir| ("--state-dir", "state", "dir", absolute(dir))),
         place.socket.clone().map(|path| ("--socket", "control", "socket", absolute(path))),
-        more,
     ];
-    let flags = Flags { config: place.config.clone(), settings: settings.into_iter().flatten().collect() };
+    let settings = settings.into_iter().flatten().chain(more).collect();
+    let flags = Flags { config: place.config.clone(), settings };
     let environment: Vec<_> = std::env::vars_os()
         .filter_map(|(name, text)| Some((name.into_string().ok()?, text.into_string().ok()?)))
         .collect();

@@ -62,6 +62,11 @@ pub fn render() -> String {
     handle.render()
 }
 
+/// Whether the database that gateways share answers.
+pub fn registry_up(up: bool) {
+    gauge!("culvert_registry_up").set(if up { 1.0 } else { 0.0 });
+}
+
 fn describe() {
     describe_gauge!("culvert_build_info", "The program that runs; always 1.");
     describe_gauge!("culvert_sessions_active", "Open sessions.");
@@ -103,6 +108,7 @@ fn describe() {
     describe_gauge!("culvert_address_pool_used", "Inner addresses that devices have.");
     describe_gauge!("culvert_devices", "Devices in the registry, by state.");
     describe_gauge!("culvert_invites", "Invitations in the registry, by state.");
+    describe_gauge!("culvert_registry_up", "1 when the database that gateways share answers; absent for a file.");
     describe_gauge!("culvert_bans_active", "Networks that are not listened to.");
     describe_counter!("culvert_bans_total", "Bans, by why.");
     describe_gauge!("culvert_certificate_expiry_timestamp_seconds", Unit::Seconds, "When a certificate ends.");

@@ -5,6 +5,12 @@
 //! of a database crate crosses it. Each call is one transaction: after a crash it has happened
 //! wholly or not at all.
 
+pub mod any;
+pub mod copy;
+pub mod dump;
+pub mod gateways;
+pub mod postgres;
+pub mod shared;
 pub mod sqlite;
 
 use std::future::Future;
@@ -128,6 +134,12 @@ pub trait Registry: Clone + Send + Sync + 'static {
     /// The number of the newest event; 0 before the first.
     fn last_event(&self) -> impl Future<Output = Result<i64, RegistryError>> + Send;
 
+    /// The number of the newest event that this handle's answers hold: where the store does not answer, that of its
+    /// copy.
+    fn known_event(&self) -> impl Future<Output = Result<i64, RegistryError>> + Send {
+        self.last_event()
+    }
+
     /// The events after this number, oldest first: how a running gateway notices what others changed.
     fn events_after(&self, id: i64, at_most: u32) -> impl Future<Output = Result<Vec<Event>, RegistryError>> + Send;
 
@@ -146,6 +158,8 @@ pub enum Meta {
     Ipv4,
     /// The inner IPv6 network that `init` chose.
     Ipv6,
+    /// The pin of the CA, where gateways share the registry: all of them have the same CA.
+    Authority,
 }
 
 impl Meta {
@@ -156,6 +170,7 @@ impl Meta {
             Self::Endpoint => "endpoint",
             Self::Ipv4 => "network_ipv4",
             Self::Ipv6 => "network_ipv6",
+            Self::Authority => "ca_pin",
         }
     }
 }
@@ -360,6 +375,8 @@ pub struct Enrolment<'a> {
     pub authority: Pin,
     /// Where addresses come from.
     pub pool: Pool,
+    /// The gateway whose parts of the pool the address comes from; `None` where one gateway has all of it.
+    pub gateway: Option<&'a str>,
     /// Devices one user may have; `None` means any number.
     pub devices_per_user: Option<u32>,
     /// The present.
@@ -424,12 +441,65 @@ pub enum RegistryError {
     /// It cannot be opened or written.
     #[error("the registry cannot be opened or written; check that its files and their folder belong to you")]
     Denied,
+    /// The database does not answer.
+    #[error("the registry's database does not answer; see that it runs, and that this host reaches it (registry.url)")]
+    Unreachable(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The database's certificate, or that it has none.
+    #[error(
+        "the registry's database does not prove who it is: {0}; give it a certificate, and name its authority with \
+         sslrootcert in registry.url"
+    )]
+    NoTls(Box<dyn std::error::Error + Send + Sync>),
+    /// The database does not know us.
+    #[error("the registry's database refuses the user or the password; set registry.url and registry.password_file")]
+    WrongPassword,
+    /// The password's file.
+    #[error("cannot read {}, the password of the registry's database: {error}", .path.display())]
+    NoPassword {
+        /// `registry.password_file`.
+        path: std::path::PathBuf,
+        /// What the OS says.
+        error: std::io::Error,
+    },
+    /// The user has too few rights.
+    #[error("the registry's database does not let its user do this: {0}; make the user the database's owner")]
+    DatabaseDenied(Box<dyn std::error::Error + Send + Sync>),
+    /// The server has no such database.
+    #[error("the server has no such database; make it with createdb, or set registry.url")]
+    NoDatabase,
+    /// A copy that cannot be written.
+    #[error("the registry's database is a standby; set registry.url to the server that can be written")]
+    Standby,
+    /// Another fleet's registry.
+    #[error("the registry is in use already; nothing was changed")]
+    InUse,
+    /// The database does not answer, and what is remembered of it is too old.
+    #[error(
+        "the registry's database does not answer, and what this gateway remembers is older than registry.cache_age"
+    )]
+    Forgotten,
     /// A value in it makes no sense.
     #[error("the registry holds an impossible {0}")]
     Impossible(&'static str),
     /// Anything else.
     #[error("the registry failed: {0}")]
     Other(Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl RegistryError {
+    /// True when the store cannot be asked at the moment, and may be later without anybody changing it.
+    pub fn is_outage(&self) -> bool {
+        matches!(
+            self,
+            Self::Unreachable(_)
+                | Self::NoTls(_)
+                | Self::WrongPassword
+                | Self::NoPassword { .. }
+                | Self::NoDatabase
+                | Self::Standby
+                | Self::Forgotten
+        )
+    }
 }
 
 impl Device {

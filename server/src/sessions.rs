@@ -25,7 +25,7 @@ use culvert_tunnel::stats::LinkStats;
 use futures_util::StreamExt;
 use futures_util::stream::{self, SelectAll};
 use time::OffsetDateTime;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::MissedTickBehavior;
 
 use crate::admit::{self, Rates};
@@ -83,6 +83,8 @@ pub struct Sessions<R, D: Interface> {
     revoked: HashSet<String>,
     changes: mpsc::Receiver<Changes>,
     pokes: mpsc::Sender<Poke>,
+    /// The endpoints of other gateways.
+    others: watch::Receiver<Vec<String>>,
     /// Sessions that have ended, by why.
     ended: BTreeMap<String, u64>,
     /// What links that are gone have carried.
@@ -141,12 +143,13 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
         leaf: Leaf,
         authorities_stamp: Stamp,
         reloading: Reloading<R>,
+        others: watch::Receiver<Vec<String>>,
     ) -> Result<Self, RegistryError> {
         let (notes, queue) = mpsc::channel(NOTES);
         tokio::spawn(keep_notes(office.registry.clone(), queue));
         let (told, changes) = mpsc::channel(1);
         let (pokes, poked) = mpsc::channel(POKES);
-        let last = office.registry.last_event().await?;
+        let last = office.registry.known_event().await?;
         tokio::spawn(changes::watch(office.registry.clone(), last, poked, told));
         let rates = office.config.handshakes_per_second.map(Rates::new);
         let challenges = Challenges::new(office.config.rechallenge);
@@ -168,6 +171,7 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
             revoked: HashSet::new(),
             changes,
             pokes,
+            others,
             ended: BTreeMap::new(),
             totals: Totals::default(),
             carried: BTreeMap::new(),
@@ -204,6 +208,7 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
                 },
                 Some(admission) = self.admissions.1.recv() => metrics::timed(self.on_admission(admission)).await,
                 Some(changes) = self.changes.recv() => metrics::timed(self.on_changes(changes)).await,
+                Ok(()) = self.others.changed() => metrics::timed(self.tell_others()).await,
                 () = reached(due) => metrics::timed(self.on_challenges_due()).await,
                 _ = leaf_due.tick() => metrics::timed(self.look_at_certificates()).await,
                 _ = telling.tick(), if !self.untold.is_empty() => metrics::timed(self.tell_authorities()).await,

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use culvert_tunnel::identity::IdentityError;
+use culvert_tunnel::invitation::MAX_ENDPOINTS;
 use ipnet::{Ipv4Net, Ipv6Net};
 
 use crate::addresses::Pool;
@@ -16,6 +17,8 @@ pub struct Settings {
     pub endpoint: Endpoint,
     /// More of the same.
     pub extra_endpoints: Vec<Endpoint>,
+    /// Those of the other gateways that share the registry, as clients dial them.
+    pub others: Vec<String>,
     /// The UDP port of endpoints that name none.
     pub port: u16,
     /// The inner addresses.
@@ -65,6 +68,7 @@ impl Settings {
         Self {
             endpoint,
             extra_endpoints: config.extra_endpoints.clone(),
+            others: Vec::new(),
             port: config.listen.port(),
             pool,
             answers: config.push.dns.contains(&NameServer::Gateway) || config.policies.ask_the_gateway(),
@@ -83,8 +87,20 @@ impl Settings {
         servers.collect()
     }
 
-    /// Every endpoint as clients dial it, best first.
+    /// Every endpoint as clients dial it, this gateway's own first; as many as a client takes.
     pub fn endpoints(&self) -> Vec<String> {
+        let mut endpoints = self.own_endpoints();
+        for other in &self.others {
+            if !endpoints.contains(other) {
+                endpoints.push(other.clone());
+            }
+        }
+        endpoints.truncate(MAX_ENDPOINTS.max(1 + self.extra_endpoints.len()));
+        endpoints
+    }
+
+    /// This gateway's endpoints as clients dial them, best first.
+    pub fn own_endpoints(&self) -> Vec<String> {
         std::iter::once(&self.endpoint)
             .chain(&self.extra_endpoints)
             .map(|endpoint| endpoint.with_port(self.port))

@@ -3,11 +3,13 @@
 //! ```text
 //! DIR/.lock            held by the running gateway, and by init
 //! DIR/journal.json     what to undo on this host (see `journal`)
+//! DIR/registry.copy    what is remembered of a registry in a database
 //! DIR/gateway/         appears in one rename, so it is whole or not there; 0700
 //!     ca.pem ca.key    the private CA; `rotation` has the files that are there while another takes its place
 //!     leaf.pem         the gateway's own certificate and key, replaced in one rename
 //!     cid.key          the secret of connection IDs, so that a new process can end an old one's sessions
-//!     registry.sqlite
+//!     id               who this gateway is among those that share its registry
+//!     registry.sqlite  unless the registry is in a database
 //! ```
 
 mod rotation;
@@ -17,17 +19,22 @@ use std::io;
 use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
-use culvert_tunnel::identity::{Authority, Credential, IdentityError};
-use culvert_tunnel::shard::cid::CidKey;
+use culvert_tunnel::identity::{Authority, Credential, DeviceId, IdentityError};
+use culvert_tunnel::shard::cid::{CidKey, SECRET_BYTES};
 use rustix::fs::{FlockOperation, flock};
 use x509_parser::extensions::GeneralName;
 use x509_parser::parse_x509_certificate;
 use zeroize::Zeroizing;
 
 use crate::backup::{self, Files};
+use crate::config::{Config, Database};
 use crate::files;
+use crate::registry::any::AnyRegistry;
+use crate::registry::copy::CopyKey;
+use crate::registry::postgres::{Pending, PostgresRegistry};
+use crate::registry::shared::SharedRegistry;
 use crate::registry::sqlite::SqliteRegistry;
 use crate::registry::{Meta, RegistryError};
 
@@ -37,6 +44,8 @@ pub use rotation::{FILES as ROTATION_FILES, Stamp};
 #[derive(Clone, Debug)]
 pub struct StateDir {
     root: PathBuf,
+    /// Where the registry is when it is not here.
+    database: Option<Database>,
 }
 
 /// Nobody else changes this state directory until it is dropped.
@@ -79,9 +88,14 @@ pub enum StateError {
 }
 
 impl StateDir {
-    /// The directory `[state] dir`.
+    /// The directory `[state] dir`, with a registry of its own.
     pub fn new(root: &Path) -> Self {
-        Self { root: root.to_owned() }
+        Self { root: root.to_owned(), database: None }
+    }
+
+    /// The directory and the registry that the configuration names.
+    pub fn of(config: &Config) -> Self {
+        Self { root: config.state_dir.clone(), database: config.database.clone() }
     }
 
     /// The directory itself.
@@ -145,7 +159,13 @@ impl StateDir {
         self.remove_unfinished(lock);
         let unfinished = self.root.join(UNFINISHED);
         let made = self.fill(&unfinished, display_name, leaf_names, facts).await;
-        let made = made.and_then(|()| self.finish(&unfinished));
+        let made = match made.and_then(|pending| self.finish(&unfinished).map(|()| pending)) {
+            // The database last: keys without facts there are completed by the next `init`, facts without keys by none.
+            Ok(Some(pending)) => pending.commit().await.map_err(StateError::from).inspect_err(|_| {
+                let _ = fs::remove_dir_all(self.gateway()); // ours, and never in use
+            }),
+            made => made.map(drop),
+        };
         if made.is_err() {
             self.remove_unfinished(lock);
         }
@@ -158,13 +178,35 @@ impl StateDir {
         display_name: &str,
         leaf_names: &[String],
         facts: &[(Meta, String)],
-    ) -> Result<(), StateError> {
+    ) -> Result<Option<Pending>, StateError> {
+        let wrong = |error| StateError::Identity { path: folder.join("ca.pem"), error };
+        let authority = Authority::create(display_name, SystemTime::now()).map_err(wrong)?;
+        self.fill_keys(folder, &authority, leaf_names)?;
+        match &self.database {
+            None => {
+                SqliteRegistry::create(&folder.join(backup::REGISTRY), facts).await?.close().await;
+                Ok(None)
+            }
+            Some(database) => {
+                let registry = PostgresRegistry::open(database).await?;
+                Ok(Some(registry.establish(&shared_facts(facts, &authority)).await?))
+            }
+        }
+    }
+
+    /// Completes a [`Self::create`] that was interrupted before the database had its facts.
+    ///
+    /// # Errors
+    /// [`StateError`].
+    pub async fn establish(&self, registry: &PostgresRegistry, facts: &[(Meta, String)]) -> Result<(), StateError> {
+        let facts = shared_facts(facts, &self.authority()?);
+        Ok(registry.establish(&facts).await?.commit().await?)
+    }
+
+    fn fill_keys(&self, folder: &Path, authority: &Authority, leaf_names: &[String]) -> Result<(), StateError> {
         DirBuilder::new().mode(0o700).create(folder).map_err(self.io(folder))?;
-        let path = folder.join("ca.pem");
-        let wrong = |error| StateError::Identity { path: path.clone(), error };
-        let now = SystemTime::now();
-        let authority = Authority::create(display_name, now).map_err(wrong)?;
-        let leaf = authority.issue_server(leaf_names, now).map_err(wrong)?;
+        let wrong = |error| StateError::Identity { path: folder.join("leaf.pem"), error };
+        let leaf = authority.issue_server(leaf_names, SystemTime::now()).map_err(wrong)?;
         let write = |name: &str, text: &str| {
             let path = folder.join(name);
             files::write_new(&path, text.as_bytes(), 0o600).map_err(self.io(&path))
@@ -173,9 +215,22 @@ impl StateDir {
         write("ca.key", authority.key_pem().expose())?;
         write("leaf.pem", &leaf_text(&leaf))?;
         let cids = folder.join("cid.key");
-        files::write_new(&cids, &CidKey::random_secret(), 0o600).map_err(self.io(&cids))?;
-        SqliteRegistry::create(&folder.join("registry.sqlite"), facts).await?.close().await;
-        Ok(())
+        files::write_new(&cids, &CidKey::random_secret(), 0o600).map_err(self.io(&cids))
+    }
+
+    /// Makes a further gateway for a registry that others share already: their CA, and its own leaf. In one step, as
+    /// [`Self::create`].
+    ///
+    /// # Errors
+    /// [`StateError`]; the directory is as it was then.
+    pub fn join(&self, lock: &StateLock, authority: &Authority, leaf_names: &[String]) -> Result<(), StateError> {
+        self.remove_unfinished(lock);
+        let unfinished = self.root.join(UNFINISHED);
+        let made = self.fill_keys(&unfinished, authority, leaf_names).and_then(|()| self.finish(&unfinished));
+        if made.is_err() {
+            self.remove_unfinished(lock);
+        }
+        made
     }
 
     /// What a backup holds. The registry is copied as it is at one moment, also while a gateway runs.
@@ -194,11 +249,11 @@ impl StateDir {
                 Err(error) => return Err(self.io(&path)(error)),
             }
         }
-        for name in backup::FILES {
+        for name in backup::FILES.into_iter().chain(self.database.is_none().then_some(backup::REGISTRY)) {
             let path = self.gateway().join(name);
-            let bytes = if path.extension().is_some_and(|extension| extension == "sqlite") {
+            let bytes = if name == backup::REGISTRY {
                 let copy = self.root.join(format!("{COPY}{}.sqlite", std::process::id()));
-                let registry = self.registry().await?;
+                let registry = SqliteRegistry::open(&path).await?;
                 let copied = registry.copy_to(&copy).await;
                 registry.close().await;
                 let bytes = copied.map(|()| fs::read(&copy));
@@ -247,7 +302,10 @@ impl StateDir {
             files::write_new(&path, bytes, 0o600).map_err(self.io(&path))?;
         }
         self.authorities_in(folder)?;
-        let registry = SqliteRegistry::open(&folder.join("registry.sqlite")).await?;
+        if kept.iter().all(|(name, _)| name != backup::REGISTRY) {
+            return Ok(()); // it is in a database
+        }
+        let registry = SqliteRegistry::open(&folder.join(backup::REGISTRY)).await?;
         let sound = registry.check().await;
         registry.close().await;
         Ok(sound?)
@@ -269,9 +327,37 @@ impl StateDir {
     ///
     /// # Errors
     /// [`StateError::NotInitialised`], or what the registry says.
-    pub async fn registry(&self) -> Result<SqliteRegistry, StateError> {
+    pub async fn registry(&self) -> Result<AnyRegistry, StateError> {
         self.check_initialised()?;
-        Ok(SqliteRegistry::open(&self.gateway().join("registry.sqlite")).await?)
+        Ok(match &self.database {
+            None => AnyRegistry::Sqlite(SqliteRegistry::open(&self.gateway().join(backup::REGISTRY)).await?),
+            Some(database) => AnyRegistry::Postgres(SharedRegistry::plain(PostgresRegistry::open(database).await?)),
+        })
+    }
+
+    /// Opens the database that gateways share, whether there is a gateway here or not; `None` where the configuration
+    /// names none.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn shared_registry(&self) -> Result<Option<PostgresRegistry>, StateError> {
+        match &self.database {
+            Some(database) => Ok(Some(PostgresRegistry::open(database).await?)),
+            None => Ok(None),
+        }
+    }
+
+    /// Opens the registry for a gateway: where gateways share it, what this one remembers does while the database does
+    /// not answer.
+    ///
+    /// # Errors
+    /// As [`Self::registry`].
+    pub async fn remembering_registry(&self, good_for: Duration) -> Result<AnyRegistry, StateError> {
+        let Some(database) = &self.database else { return self.registry().await };
+        self.check_initialised()?;
+        let key = CopyKey::derive(self.cid_secret()?.as_slice());
+        let (store, path) = (PostgresRegistry::new(database)?, self.root.join("registry.copy"));
+        Ok(AnyRegistry::Postgres(SharedRegistry::remembering(store, &path, key, good_for).await?))
     }
 
     /// Reads the present CA with its key.
@@ -311,17 +397,40 @@ impl StateDir {
     /// [`StateError`] when it is unusable, or a new one cannot be written.
     pub fn cid_key(&self, _lock: &StateLock) -> Result<CidKey, StateError> {
         self.check_initialised()?;
+        let secret = self.cid_secret()?;
+        Ok(CidKey::from_secret(&secret))
+    }
+
+    /// Who this gateway is among those that share its registry; chosen when it first asks.
+    ///
+    /// # Errors
+    /// [`StateError`] when it is unusable, or cannot be written.
+    pub fn gateway_id(&self, _lock: &StateLock) -> Result<DeviceId, StateError> {
+        let path = self.gateway().join("id");
+        let wrong = |error| StateError::Identity { path: path.clone(), error };
+        match self.read(&path) {
+            Ok(text) => text.trim().parse().map_err(wrong),
+            Err(StateError::Io { error, .. }) if error.kind() == io::ErrorKind::NotFound => {
+                let id = DeviceId::generate().map_err(wrong)?;
+                files::write_private(&path, id.to_string().as_bytes()).map_err(self.io(&path))?;
+                Ok(id)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn cid_secret(&self) -> Result<CidSecret, StateError> {
         let path = self.gateway().join("cid.key");
         match fs::read(&path) {
             Ok(bytes) => {
                 let wrong = || io::Error::other("not a key of ours; remove it, and a new one is made");
-                let secret = bytes.as_slice().try_into().map_err(|_| self.io(&path)(wrong()))?;
-                Ok(CidKey::from_secret(secret))
+                let secret: [u8; SECRET_BYTES] = bytes.try_into().map_err(|_| self.io(&path)(wrong()))?;
+                Ok(Zeroizing::new(secret))
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let secret = CidKey::random_secret();
                 files::write_private(&path, &secret).map_err(self.io(&path))?;
-                Ok(CidKey::from_secret(&secret))
+                Ok(Zeroizing::new(secret))
             }
             Err(error) => Err(self.io(&path)(error)),
         }
@@ -350,9 +459,17 @@ impl StateDir {
     }
 }
 
+type CidSecret = Zeroizing<[u8; SECRET_BYTES]>;
+
 const UNFINISHED: &str = ".init-unfinished";
 /// What the name of a copy of the registry begins with, which a backup makes and removes.
 const COPY: &str = ".backup-";
+
+/// What all gateways have in common: not one's own name and endpoint, but the CA.
+pub fn shared_facts(facts: &[(Meta, String)], authority: &Authority) -> Vec<(Meta, String)> {
+    let common = facts.iter().filter(|(fact, _)| !matches!(fact, Meta::GatewayId | Meta::Endpoint | Meta::Authority));
+    common.cloned().chain([(Meta::Authority, authority.pin().to_string())]).collect()
+}
 
 fn leaf_text(leaf: &Credential) -> String {
     format!("{}{}", leaf.key_pem().expose(), leaf.chain_pem())
@@ -385,7 +502,6 @@ fn sorted(names: &[String]) -> Vec<String> {
 mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
-    use std::time::Duration;
 
     #[tokio::test]
     async fn everything_is_made_at_once_and_private() {

@@ -19,7 +19,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{Access, Family, Heard, Name, Network, Reach, Seen, Session, Way};
 use crate::device::Tun;
-use crate::dial::{self, HANDSHAKE_WITHIN, cause_of_down, cause_of_refusal};
+use crate::dial::{self, Candidate, HANDSHAKE_WITHIN, cause_of_down, cause_of_refusal};
 use crate::names::Names;
 use crate::outside;
 use crate::portal;
@@ -117,7 +117,7 @@ pub async fn look(known: Known) -> Seen {
         if known.link.is_some() || !has_network {
             return None;
         }
-        let gateway = addresses.first().map(SocketAddr::ip);
+        let gateway = addresses.first().map(|candidate| candidate.address.ip());
         let host = profile.and_then(|profile| profile.endpoints.first()).map(|endpoint| dial::host(endpoint));
         Some(portal::look(gateway.zip(host), known.fwmark).await)
     };
@@ -189,11 +189,11 @@ fn way(to: SocketAddr, fwmark: Option<u32>, interfaces: &[if_addrs::Interface]) 
     Some(Way { is_tunnel: is_tunnel(&name), interface: name, source })
 }
 
-async fn names(profile: &Profile, names: &Names) -> (Vec<Name>, Vec<SocketAddr>) {
+async fn names(profile: &Profile, names: &Names) -> (Vec<Name>, Vec<Candidate>) {
     let mut found = Vec::new();
-    let mut all: Vec<SocketAddr> = Vec::new();
+    let mut all: Vec<Candidate> = Vec::new();
     let due = Instant::now() + NAMES_WITHIN;
-    for endpoint in &profile.endpoints {
+    for (place, endpoint) in profile.endpoints.iter().enumerate() {
         let addresses = match timeout_at(due, names.lookup(endpoint)).await {
             Ok(Ok(addresses)) => addresses,
             Ok(Err(_)) | Err(_) => vec![],
@@ -203,23 +203,23 @@ async fn names(profile: &Profile, names: &Names) -> (Vec<Name>, Vec<SocketAddr>)
             addresses: addresses.iter().map(SocketAddr::ip).collect(),
         });
         for address in addresses {
-            if !all.contains(&address) && all.len() < ADDRESSES {
-                all.push(address);
+            if all.iter().all(|known| known.address != address) && all.len() < ADDRESSES {
+                all.push(Candidate { address, endpoint: place });
             }
         }
     }
     (found, all)
 }
 
-async fn ask(profile: &Profile, addresses: &[SocketAddr], may_ask: bool, fwmark: u32) -> Asked {
+async fn ask(profile: &Profile, candidates: &[Candidate], may_ask: bool, fwmark: u32) -> Asked {
     let mut refusals = JoinSet::new();
-    for &address in addresses {
+    for &Candidate { address, .. } in candidates {
         refusals.spawn(async move { (address, refusal(address, fwmark).await) });
     }
     // Before the handshakes, and more than once: hosts answer few packets a second that nobody listens for (RFC 1812
     // section 4.3.2.8).
     let refusals = refusals.join_all().await;
-    let mut asked = handshakes(profile, addresses, may_ask, fwmark).await;
+    let mut asked = handshakes(profile, candidates, may_ask, fwmark).await;
     for (address, refusal) in refusals {
         for reach in asked.reach.iter_mut().filter(|reach| reach.address == address) {
             if let (Heard::Nothing(_), Some(why)) = (&reach.heard, &refusal) {
@@ -258,15 +258,15 @@ async fn refusal(to: SocketAddr, fwmark: u32) -> Option<Heard> {
 }
 
 /// Dials every address at once on a shard of its own; asks the first gateway for its decision if that may be.
-async fn handshakes(profile: &Profile, addresses: &[SocketAddr], may_ask: bool, fwmark: u32) -> Asked {
-    let silent = |address: &SocketAddr| Reach { address: *address, heard: Heard::Nothing(HANDSHAKE_WITHIN) };
-    let mut asked = Asked { reach: addresses.iter().map(silent).collect(), admission: None, clock_ahead: None };
+async fn handshakes(profile: &Profile, candidates: &[Candidate], may_ask: bool, fwmark: u32) -> Asked {
+    let silent = |to: &Candidate| Reach { address: to.address, heard: Heard::Nothing(HANDSHAKE_WITHIN) };
+    let mut asked = Asked { reach: candidates.iter().map(silent).collect(), admission: None, clock_ahead: None };
     // What was not asked has not been silent.
     let (Ok(transport), Ok(mut shard)) = (transport(profile), dial::start_shard(fwmark)) else {
         asked.reach.clear();
         return asked;
     };
-    converse(&mut shard, profile, &transport, may_ask && !profile.is_locked(), &mut asked).await;
+    converse(&mut shard, profile, candidates, &transport, may_ask && !profile.is_locked(), &mut asked).await;
     let stop = Command::Stop { code: Close::Goodbye, reason: String::new() };
     let _ = shard.handle.send(stop).await; // an ended thread needs no stopping
     while shard.events.recv().await.is_some() {}
@@ -285,13 +285,15 @@ fn transport(profile: &Profile) -> Result<ClientTransport, Problem> {
 async fn converse(
     shard: &mut RunningShard<Tun>,
     profile: &Profile,
+    candidates: &[Candidate],
     transport: &ClientTransport,
     may_ask: bool,
     asked: &mut Asked,
 ) {
     let mut links: Vec<Option<LinkId>> = Vec::new();
-    for reach in &mut asked.reach {
-        let dialled = shard.handle.dial(reach.address, profile.server_name.clone(), transport.clone()).await;
+    for (reach, candidate) in asked.reach.iter_mut().zip(candidates) {
+        let server_name = profile.server_name(candidate.endpoint).to_owned();
+        let dialled = shard.handle.dial(reach.address, server_name, transport.clone()).await;
         if dialled.is_err() {
             reach.heard = Heard::NoWay;
         }

@@ -1,11 +1,11 @@
 //! `ca show|backup|restore`: the one thing that a gateway cannot make again. `rotate` has the rest of `ca`.
 
 use std::fs;
-use std::io::{self, IsTerminal, Read};
+use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use culvert_tunnel::identity::renew_at;
+use culvert_tunnel::identity::{Authority, renew_at};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
@@ -14,7 +14,7 @@ use super::lists::line;
 use super::rotate::{self, Progress};
 use super::{AdminError, SCHEMA, state_dir};
 use crate::authorities::{Authorities, Second};
-use crate::backup::{self, CONFIG, Files};
+use crate::backup::{self, BackupError, CONFIG, Files};
 use crate::config::{Config, Loaded};
 use crate::files;
 use crate::owner;
@@ -137,10 +137,7 @@ pub async fn restore(loaded: &Loaded, file: &Path, from: &Passphrase, as_json: b
     if state.is_initialised() {
         return Err(AdminError::Exists(state.root().to_owned()));
     }
-    let sealed =
-        owner::as_caller(|| fs::read(file)).map_err(|error| AdminError::Read { path: file.to_owned(), error })?;
-    let passphrase = read_passphrase(from, false)?;
-    let mut kept: Files = backup::unpack(&sealed_file::open(&sealed, &passphrase)?)?;
+    let mut kept = open_backup(file, from)?;
     let at = kept.iter().position(|(name, _)| name == CONFIG);
     let config = at.map(|at| kept.swap_remove(at).1);
     let lock = state.lock()?;
@@ -159,6 +156,26 @@ pub async fn restore(loaded: &Loaded, file: &Path, from: &Passphrase, as_json: b
     })
 }
 
+fn open_backup(file: &Path, from: &Passphrase) -> Result<Files, AdminError> {
+    let sealed =
+        owner::as_caller(|| fs::read(file)).map_err(|error| AdminError::Read { path: file.to_owned(), error })?;
+    let passphrase = read_passphrase(from, false)?;
+    Ok(backup::unpack(&sealed_file::open(&sealed, &passphrase)?)?)
+}
+
+/// The CA of a backup, for a gateway that joins others.
+///
+/// # Errors
+/// [`AdminError`] for a file or passphrase that does not fit.
+pub(super) fn authority_of(file: &Path, from: &Passphrase) -> Result<Authority, AdminError> {
+    let kept = open_backup(file, from)?;
+    let text = |wanted: &'static str| {
+        let bytes = kept.iter().find(|(name, _)| name == wanted).map(|(_, bytes)| bytes);
+        bytes.and_then(|bytes| std::str::from_utf8(bytes).ok()).ok_or(BackupError::Missing(wanted))
+    };
+    Ok(Authority::load(text("ca.pem")?, text("ca.key")?)?)
+}
+
 fn write_config(path: &Path, bytes: &[u8]) -> io::Result<()> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder)?;
@@ -168,8 +185,10 @@ fn write_config(path: &Path, bytes: &[u8]) -> io::Result<()> {
 
 fn read_passphrase(from: &Passphrase, new: bool) -> Result<Zeroizing<String>, AdminError> {
     let text = match from {
-        Passphrase::File(path) if path == Path::new("-") => first_line(&mut io::stdin().lock()),
-        Passphrase::File(path) => owner::as_caller(|| fs::File::open(path)).and_then(|mut file| first_line(&mut file)),
+        Passphrase::File(path) if path == Path::new("-") => files::first_line(&mut io::stdin().lock()),
+        Passphrase::File(path) => {
+            owner::as_caller(|| fs::File::open(path)).and_then(|mut file| files::first_line(&mut file))
+        }
         Passphrase::Ask if io::stdin().is_terminal() => ask(new),
         Passphrase::Ask => return Err(AdminError::NoPassphrase),
     };
@@ -179,13 +198,6 @@ fn read_passphrase(from: &Passphrase, new: bool) -> Result<Zeroizing<String>, Ad
         return Err(AdminError::ShortPassphrase(PASSPHRASE_MIN));
     }
     Ok(text)
-}
-
-fn first_line(from: &mut impl Read) -> io::Result<Zeroizing<String>> {
-    const MOST: u64 = 4096;
-    let mut text = Zeroizing::new(String::new());
-    from.take(MOST).read_to_string(&mut text)?;
-    Ok(Zeroizing::new(text.lines().next().unwrap_or_default().to_owned()))
 }
 
 fn ask(new: bool) -> io::Result<Zeroizing<String>> {

@@ -10,7 +10,7 @@ use super::lists::{device_json, line};
 use super::{AdminError, SCHEMA, actor, invite, state_dir};
 use crate::config::Config;
 use crate::control_socket::{AskError, Request, Response, ask};
-use crate::registry::sqlite::SqliteRegistry;
+use crate::registry::any::AnyRegistry;
 use crate::registry::{Device, Event, Registry, Renamed};
 use crate::times::rfc3339;
 
@@ -203,7 +203,7 @@ pub async fn kick(config: &Config, which: &Which, as_json: bool) -> Result<Strin
     })
 }
 
-async fn matching(registry: &SqliteRegistry, which: &Which) -> Result<Vec<Device>, AdminError> {
+async fn matching(registry: &AnyRegistry, which: &Which) -> Result<Vec<Device>, AdminError> {
     match which {
         Which::Device(name) => Ok(vec![one(registry, name).await?]),
         Which::OfUser(user) => {
@@ -217,7 +217,7 @@ async fn matching(registry: &SqliteRegistry, which: &Which) -> Result<Vec<Device
 }
 
 /// The one device that a name means.
-pub(super) async fn one(registry: &SqliteRegistry, name: &str) -> Result<Device, AdminError> {
+pub(super) async fn one(registry: &AnyRegistry, name: &str) -> Result<Device, AdminError> {
     let mut found = registry.find_devices(name).await?;
     match (found.pop(), found.is_empty()) {
         (Some(device), true) => Ok(device),

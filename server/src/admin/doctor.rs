@@ -13,9 +13,11 @@ use crate::control_socket::{AskError, Request, Response, StatusInfo, ask};
 use crate::interface::{Netlink, check_overlap};
 use crate::nat;
 use crate::owner;
+use crate::registry::gateways::Gateway;
 use crate::registry::{Counts, Registry};
 use crate::selfcheck::{Finding, State, host, judge, reach};
 use crate::settings::Settings;
+use crate::state::StateError;
 
 /// Every finding, and whether clients suffer by one of them.
 #[derive(Clone, Debug)]
@@ -48,9 +50,20 @@ pub async fn doctor(config: &Config) -> Result<Diagnosis, AdminError> {
 
 async fn diagnose(config: &Config, status: Option<StatusInfo>) -> Result<Diagnosis, AdminError> {
     let state = state_dir(config);
-    let registry = state.registry().await?;
+    let registry = match state.registry().await {
+        // Nothing else can be looked at without what is in it.
+        Err(StateError::Registry(error)) if error.is_outage() => {
+            let finding = Finding::fail("registry", error.to_string()).repair("culvert-server check-config --show");
+            return Ok(Diagnosis { findings: vec![finding], running: status.is_some() });
+        }
+        registry => registry?,
+    };
     let mut settings = Settings::resolve(config, &registry).await?;
     let counts = registry.counts(OffsetDateTime::now_utc()).await?;
+    let gateways = match registry.shared() {
+        Some(shared) => Some(shared.store().gateways().await?),
+        None => None,
+    };
     registry.close().await;
     let authority = state.authority()?;
     let leaf = fs::read_to_string(state.root().join("gateway/leaf.pem")).ok();
@@ -84,6 +97,7 @@ async fn diagnose(config: &Config, status: Option<StatusInfo>) -> Result<Diagnos
         findings.push(reach::handshake(&settings, authority.pin(), &addresses).await);
         findings.extend(reach::internet(&settings, &nat::table_name(&config.device)).await);
     }
+    findings.extend(gateways.map(|gateways| fleet(&gateways)));
     findings.push(host::disk(config));
     findings.push(host::clock(leaf.as_ref().map(|leaf| leaf.not_before)));
     let leaf_left = leaf.and_then(|leaf| host::left(leaf.not_after));
@@ -92,6 +106,19 @@ async fn diagnose(config: &Config, status: Option<StatusInfo>) -> Result<Diagnos
     let pool = settings.pool;
     findings.push(judge::pool(&pool.ipv4().to_string(), active + expired + revoked, pool.size().into()));
     Ok(Diagnosis { findings, running: status.is_some() })
+}
+
+fn fleet(gateways: &[Gateway]) -> Finding {
+    const CHECK: &str = "gateways";
+    let silent: Vec<&str> =
+        gateways.iter().filter(|gateway| !gateway.live).map(|gateway| gateway.name.as_str()).collect();
+    match silent.first() {
+        None => Finding::pass(CHECK, format!("The registry's database answers; {} gateways share it", gateways.len())),
+        Some(first) => {
+            let sentence = format!("{} of {} gateways are silent: {}", silent.len(), gateways.len(), silent.join(", "));
+            Finding::warn(CHECK, sentence).repair(&format!("culvert-server gateways forget {first}"))
+        }
+    }
 }
 
 fn resolver(settings: &Settings, status: &StatusInfo) -> Finding {

@@ -55,7 +55,7 @@ pub async fn init_if_empty(loaded: &Loaded) -> Result<bool, AdminError> {
     if !is_volume(state.root()) {
         return Err(NotHere::NotKept(state.root().into()).into());
     }
-    let request = InitRequest { invite: None, dry_run: false, start: false, write_config: false };
+    let request = InitRequest { invite: None, join: None, dry_run: false, start: false, write_config: false };
     match init::init(loaded, &request).await {
         Ok(done) => {
             tracing::info!(

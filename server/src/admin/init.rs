@@ -6,26 +6,31 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use culvert_tunnel::identity::DeviceId;
+use culvert_tunnel::identity::{Authority, DeviceId};
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::Serialize;
 
+use super::ca::{Passphrase, authority_of};
 use super::invite::{InviteRequest, Invited};
 use super::service::{self, Service};
 use super::{AdminError, SCHEMA, invite, is_chosen, state_dir};
 use crate::addresses::Pool;
 use crate::config::{Config, Endpoint, Ipv6, KEYS, Loaded, Value};
 use crate::files;
+use crate::fleet::FleetError;
 use crate::interface::{LocalNetwork, Netlink, check_overlap, choose_ipv4, choose_ipv6};
 use crate::owner;
-use crate::registry::Meta;
+use crate::registry::{Meta, Registry};
 use crate::settings::Settings;
+use crate::state::StateDir;
 
 /// What the command line asks.
 #[derive(Clone, Debug)]
 pub struct InitRequest {
     /// `--invite NAME`: make the first invitation too.
     pub invite: Option<String>,
+    /// `--ca FILE`: take part in a registry that other gateways share; the backup has their CA.
+    pub join: Option<(PathBuf, Passphrase)>,
     /// `--dry-run`: only say what would be done.
     pub dry_run: bool,
     /// Start the package's unit, where it is installed; not with `--no-start`.
@@ -88,19 +93,36 @@ pub async fn init(loaded: &Loaded, request: &InitRequest) -> Result<Initialised,
     let state = state_dir(config);
     if state.is_initialised() {
         let registry = state.registry().await?;
+        if let Some(shared) = registry.shared()
+            && shared.meta(Meta::Authority).await?.is_none()
+            && !request.dry_run
+        {
+            state.establish(shared.store(), &facts(&choose(config).await?)?).await?;
+        }
         let settings = Settings::resolve(config, &registry).await?;
         registry.close().await;
         let pin = state.authority()?.pin().to_string();
         return Ok(told(loaded, &settings, Some(pin), false));
     }
     let name = request.invite.as_deref().map(invite::check_name).transpose()?;
-    let settings = choose(config).await?;
+    let joined = match &request.join {
+        Some((file, passphrase)) => Some(fleet(&state, config, file, passphrase).await?),
+        None => None,
+    };
+    let settings = match &joined {
+        Some((settings, _)) => settings.clone(),
+        None => choose(config).await?,
+    };
     if request.dry_run {
         return Ok(told(loaded, &settings, None, false));
     }
     let lock = state.lock()?;
     let wrote = if request.write_config { owner::as_caller(|| write_config(loaded, &settings))? } else { None };
-    let made = state.create(&lock, settings.display_name(), &settings.leaf_names(), &facts(&settings)?).await;
+    let names = settings.leaf_names();
+    let made = match &joined {
+        Some((_, authority)) => state.join(&lock, authority, &names),
+        None => state.create(&lock, settings.display_name(), &names, &facts(&settings)?).await,
+    };
     if let Err(error) = made {
         if let Some(path) = wrote {
             let _ = owner::as_caller(|| fs::remove_file(path)); // ours, and of no use now
@@ -212,6 +234,31 @@ async fn choose(config: &Config) -> Result<Settings, AdminError> {
     let pool = Pool::new(ipv4, ipv6);
     check_overlap(&pool, &locals)?;
     Ok(Settings::new(config, endpoint, pool))
+}
+
+/// What the others have: their networks, and their CA, which the backup has to hold.
+async fn fleet(
+    state: &StateDir,
+    config: &Config,
+    file: &Path,
+    passphrase: &Passphrase,
+) -> Result<(Settings, Authority), AdminError> {
+    let authority = authority_of(file, passphrase)?;
+    let registry = state.shared_registry().await?.ok_or(AdminError::NotShared)?;
+    let theirs = registry.meta(Meta::Authority).await?.ok_or(AdminError::NobodyThere)?;
+    let own = authority.pin().to_string();
+    if own != theirs {
+        return Err(FleetError::OtherAuthority { own, theirs }.into());
+    }
+    let endpoint = match &config.endpoint {
+        Some(endpoint) => endpoint.clone(),
+        None => public_endpoint()?,
+    };
+    let config = Config { endpoint: Some(endpoint), ipv4: None, ..config.clone() };
+    let settings = Settings::resolve(&config, &registry).await?;
+    registry.close().await;
+    check_overlap(&settings.pool, &Netlink::open()?.local_networks().await?)?;
+    Ok((settings, authority))
 }
 
 fn random_ipv4(locals: &[LocalNetwork]) -> Result<Ipv4Net, AdminError> {

@@ -12,7 +12,7 @@ use super::{AdminError, SCHEMA, actor, devices, state_dir};
 use crate::config::Config;
 use crate::files;
 use crate::owner;
-use crate::registry::sqlite::SqliteRegistry;
+use crate::registry::any::AnyRegistry;
 use crate::registry::{Device, Invitation, Registry};
 use crate::settings::Settings;
 use crate::times::rfc3339;
@@ -189,7 +189,7 @@ pub async fn invite_as(
 }
 
 /// A device by its name, or the only one of a user that may connect.
-async fn device_to_renew(registry: &SqliteRegistry, name: &str) -> Result<Device, AdminError> {
+async fn device_to_renew(registry: &AnyRegistry, name: &str) -> Result<Device, AdminError> {
     let mut of_user = registry.devices_of(name).await?;
     of_user.retain(|device| device.revoked_at.is_none());
     let device = match (of_user.pop(), of_user.is_empty()) {

@@ -15,7 +15,7 @@ use super::lists::line;
 use super::{AdminError, SCHEMA, actor, state_dir};
 use crate::authorities::{Authorities, Second};
 use crate::config::Config;
-use crate::registry::sqlite::SqliteRegistry;
+use crate::registry::any::AnyRegistry;
 use crate::registry::{Device, Invitation, Registry, Rotation};
 use crate::state::StateDir;
 
@@ -51,6 +51,12 @@ pub enum RotationError {
          them, and culvert-server ca rotate --abort forgets it once they have others"
     )]
     Leaving,
+    /// The others would not know it.
+    #[error(
+        "this gateway shares its registry, and so its certificate authority, with others; a rotation of all of them is \
+         not possible yet"
+    )]
+    Shared,
     /// Some would be lost.
     #[error(
         "{} now: {what}. Wait until the devices have connected (culvert-server ca show), or do it all the same with \
@@ -147,10 +153,13 @@ type Told = (String, Value);
 async fn take(
     config: &Config,
     state: &StateDir,
-    registry: &SqliteRegistry,
+    registry: &AnyRegistry,
     step: Step,
     force: bool,
 ) -> Result<Told, AdminError> {
+    if registry.shared().is_some() {
+        return Err(RotationError::Shared.into());
+    }
     let lock = state.lock_rotation()?;
     state.tidy_rotation(&lock)?;
     let authorities = state.authorities()?;

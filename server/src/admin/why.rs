@@ -7,7 +7,7 @@ use super::lists::{device_json, line};
 use super::{AdminError, SCHEMA, bans, state_dir};
 use crate::config::Config;
 use crate::control_socket::{AskError, DeviceHistory, Request, Response, SessionInfo, ask};
-use crate::registry::sqlite::SqliteRegistry;
+use crate::registry::any::AnyRegistry;
 use crate::registry::{Device, Invitation, Registry};
 use crate::settings::Settings;
 use crate::times::rfc3339;
@@ -67,7 +67,7 @@ pub async fn why(config: &Config, name: &str, as_json: bool) -> Result<String, A
 }
 
 /// The only place that looks names up.
-async fn find(registry: &SqliteRegistry, name: &str) -> Result<Subject, AdminError> {
+async fn find(registry: &AnyRegistry, name: &str) -> Result<Subject, AdminError> {
     let mut devices = registry.devices_of(name).await?;
     for device in registry.find_devices(name).await? {
         if !devices.iter().any(|known| known.id == device.id) {

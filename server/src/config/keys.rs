@@ -127,6 +127,11 @@ keys! {
     [state]
     dir: Text = r#""/var/lib/culvert-server""#, "Keys, certificates and the registry. Back this up.";
 
+    [registry]
+    url: Text = r#""""#, "The database that several gateways share, such as postgres://culvert@db.example.org/culvert; no password in it. Empty: a file in state.dir, for one gateway.";
+    password_file: Text = r#""""#, "The first line of this file is the database's password; empty: PGPASSFILE, or none.";
+    cache_age: Text = r#""24h""#, "While the database does not answer, devices that this gateway knew so long ago at most may connect; 0: none.";
+
     [control]
     socket: Text = r#""/run/culvert-server/control.sock""#, "Where the running gateway answers its administrator.";
 

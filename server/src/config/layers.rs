@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::keys::{CONFIG_VARIABLE, KEYS, Key, Kind, PREFIX};
 use super::policies;
+use super::registry::NotADatabase;
 use crate::policy::Policies;
 
 /// A value in the shape that TOML gave it.
@@ -133,6 +134,16 @@ pub enum Complaint {
         value: Value,
         /// What to write.
         expected: &'static str,
+    },
+    /// The right type, but no meaning; the value may be a secret by mistake and is not told.
+    #[error("{section}.{name}: {error}")]
+    Secret {
+        /// The section.
+        section: &'static str,
+        /// The key.
+        name: &'static str,
+        /// What is wrong.
+        error: NotADatabase,
     },
     /// A group or policy that says nothing that makes sense.
     #[error("{section}.{name} is not {expected}")]

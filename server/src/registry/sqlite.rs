@@ -19,6 +19,7 @@ use sqlx::sqlite::{
 };
 use sqlx::{Connection as _, Sqlite, Transaction};
 
+use super::dump::Dump;
 use super::{Meta, RegistryError};
 
 // What `sql` is compiled with.
@@ -27,7 +28,7 @@ type Database = Sqlite;
 type Connection = SqliteConnection;
 type Row = SqliteRow;
 
-static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
+static MIGRATIONS: Migrator = sqlx::migrate!("./migrations/sqlite");
 
 /// How long a writer waits for another one.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -127,6 +128,24 @@ impl SqliteRegistry {
             .await
             .map_err(from_sqlx)?;
         if told == "ok" { Ok(()) } else { Err(RegistryError::Damaged) }
+    }
+
+    /// All of it, as it is at one moment.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub async fn export(&self) -> Result<Dump, RegistryError> {
+        sql::export(&mut *self.write().await?).await
+    }
+
+    /// Fills an empty registry, wholly or not at all; `facts` are the ones that it keeps.
+    ///
+    /// # Errors
+    /// [`RegistryError::InUse`] when it is not empty, else what the store says.
+    pub async fn import(&self, facts: &[(Meta, String)], dump: &Dump) -> Result<(), RegistryError> {
+        let mut transaction = self.write().await?;
+        sql::import(&mut transaction, facts, dump).await?;
+        transaction.commit().await.map_err(from_sqlx)
     }
 
     /// Closes every connection; the last one folds the log into the main file.

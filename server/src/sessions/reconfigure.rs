@@ -87,13 +87,15 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
         let mut config = merge(&old.config, &loaded.config);
         let refused = |error: &dyn std::fmt::Display| ReloadError::Refused(error.to_string());
         let settings = Settings::resolve(&loaded.config, &old.registry).await.map_err(|error| refused(&error))?;
-        // Other networks wait for a restart, whoever changed what they come from.
-        let grown = old.settings.pool.grown_to(settings.pool.ipv4()).filter(|_| judged.grow());
+        // Other networks wait for a restart, whoever changed what they come from. One that gateways share does not grow.
+        let grown = old.settings.pool.grown_to(settings.pool.ipv4());
+        let grown = grown.filter(|_| old.gateway_id.is_none() && judged.grow());
         if grown.is_some() {
             config.ipv4 = loaded.config.ipv4;
         }
         let pool = grown.unwrap_or(old.settings.pool);
-        let mut settings = Settings::new(&config, settings.endpoint, pool);
+        let others = old.settings.others.clone();
+        let mut settings = Settings { others, ..Settings::new(&config, settings.endpoint, pool) };
         let transport =
             self.leaf.renewed(&old.authorities, &settings, SystemTime::now()).map_err(|error| refused(&error))?;
         let is_other_pool = pool != old.settings.pool;
@@ -141,6 +143,19 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
         }
         self.reloading.reloader.accept(&loaded, &judged);
         Ok(judged)
+    }
+
+    /// Other gateways have come, gone or moved.
+    pub(super) async fn tell_others(&mut self) {
+        let others = self.others.borrow_and_update().clone();
+        let old = Arc::clone(&self.office);
+        let names = others.join(" ");
+        tracing::info!(event = "gateways_changed", endpoints = names, "the other gateways, as clients are told");
+        let settings = Settings { others, ..old.settings.clone() };
+        self.office = Arc::new(Office { settings, ..Office::clone(&old) });
+        for (link, welcome) in self.news(&old) {
+            self.send(link, &FromServer::Reconfigure(welcome)).await;
+        }
     }
 
     /// The gateway's own certificate is renewed before it ends; open sessions do not notice.

@@ -98,7 +98,8 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
             Some((at, counts)) if now < *at + COUNTS_GOOD_FOR => *counts,
             _ => {
                 let counts = self.office.registry.counts(OffsetDateTime::from(SystemTime::now())).await;
-                let counts = counts.unwrap_or_default(); // `/readyz` says that the registry is unwell
+                // `/readyz` says that the registry is unwell.
+                let counts = counts.unwrap_or_else(|_| self.counted.last.map(|(_, counts)| counts).unwrap_or_default());
                 self.counted.last = Some((now, counts));
                 counts
             }

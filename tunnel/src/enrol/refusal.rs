@@ -50,6 +50,12 @@ pub enum Refusal {
     /// No inner address is left.
     #[error("the gateway has no free address left; its administrator has to enlarge the pool")]
     PoolFull,
+    /// The gateway cannot look into its registry for now.
+    #[error(
+        "the gateway cannot reach its registry, so nobody can enrol at the moment; the invitation is still good, try \
+         again in a minute"
+    )]
+    RegistryAway,
     /// The gateway itself failed.
     #[error("the gateway could not complete the enrolment; the invitation is still good, try again later")]
     Internal,
@@ -69,7 +75,7 @@ impl Refusal {
             Self::Unexpected => Close::Unexpected,
             Self::Limit(_) => Close::Limit,
             Self::PoolFull => Close::PoolFull,
-            Self::Internal => Close::Internal,
+            Self::RegistryAway | Self::Internal => Close::Internal,
         }
     }
 }

@@ -1,12 +1,14 @@
 //! Devices and their users: enrolled, found, renamed, renewed, revoked.
 
+use std::collections::HashMap;
 use std::net::Ipv4Addr;
 
 use culvert_tunnel::identity::Pin;
-use sqlx::Row as _;
+use sqlx::{QueryBuilder, Row as _};
 use time::{Duration, OffsetDateTime};
 
 use super::events::record;
+use super::slices;
 use super::{Connection, Row, from_sqlx, maybe_when, when};
 use crate::addresses::{Pool, PoolFull};
 use crate::registry::{Certificate, Counts, Device, EnrolError, Enrolment, RegistryError, Renamed, Seen, User};
@@ -124,14 +126,24 @@ pub(super) async fn counts(connection: &mut Connection, now: OffsetDateTime) -> 
     })
 }
 
+/// Devices noted by one statement; each is two parameters, of which SQLite takes 32,766.
+const SEEN_AT_ONCE: usize = 1_000;
+
+/// The latest note on each device counts.
 pub(super) async fn saw(connection: &mut Connection, seen: &[Seen]) -> Result<(), RegistryError> {
+    let mut latest: HashMap<&str, i64> = HashMap::with_capacity(seen.len());
     for Seen { device, at } in seen {
-        sqlx::query("UPDATE devices SET last_seen = $1 WHERE id = $2")
-            .bind(at.unix_timestamp())
-            .bind(device)
-            .execute(&mut *connection)
-            .await
-            .map_err(from_sqlx)?;
+        let last = latest.entry(device).or_insert(i64::MIN);
+        *last = at.unix_timestamp().max(*last);
+    }
+    let latest: Vec<(&str, i64)> = latest.into_iter().collect();
+    for some in latest.chunks(SEEN_AT_ONCE) {
+        let mut update = QueryBuilder::<super::Database>::new("UPDATE devices SET last_seen = seen.column2 FROM (");
+        update.push_values(some, |mut row, (device, at)| {
+            row.push_bind(*device).push_bind(*at);
+        });
+        update.push(") AS seen WHERE devices.id = seen.column1");
+        update.build().execute(&mut *connection).await.map_err(from_sqlx)?;
     }
     Ok(())
 }
@@ -242,7 +254,12 @@ pub(super) async fn enrol(
 ) -> Result<Device, EnrolError> {
     check_limit(&mut *connection, user, enrolment.devices_per_user).await?;
     check_key(&mut *connection, enrolment).await?;
-    let lease = enrolment.pool.lease_of(free_address(&mut *connection, &enrolment.pool).await?);
+    let address = match enrolment.gateway {
+        None => free_address(&mut *connection, enrolment.pool.range()).await?,
+        Some(gateway) => slices::free_address(&mut *connection, &enrolment.pool, gateway).await?,
+    };
+    let full = PoolFull { network: enrolment.pool.ipv4(), size: enrolment.pool.size() };
+    let lease = enrolment.pool.lease_of(address.ok_or(full)?);
     let lease = lease.ok_or(RegistryError::Impossible("address"))?;
     let device = Device {
         id: enrolment.device.to_owned(),
@@ -332,10 +349,12 @@ async fn check_limit(connection: &mut Connection, user: &str, limit: Option<u32>
     if devices >= i64::from(limit) { Err(EnrolError::Limit { limit }) } else { Ok(()) }
 }
 
-/// The address after the highest one in use, or the lowest gap once the end is reached. Two looks
-/// into an index, however many devices there are.
-async fn free_address(connection: &mut Connection, pool: &Pool) -> Result<Ipv4Addr, EnrolError> {
-    let (first, last) = pool.range();
+/// Of the addresses from the first to the last, as numbers: the one after the highest in use, or the lowest gap once
+/// the end is reached. Two looks into an index, however many devices there are. `None` when all are taken.
+pub(super) async fn free_address(
+    connection: &mut Connection,
+    (first, last): (i64, i64),
+) -> Result<Option<Ipv4Addr>, RegistryError> {
     let highest: Option<i64> = sqlx::query_scalar("SELECT max(address) FROM devices WHERE address BETWEEN $1 AND $2")
         .bind(first)
         .bind(last)
@@ -344,9 +363,8 @@ async fn free_address(connection: &mut Connection, pool: &Pool) -> Result<Ipv4Ad
         .map_err(from_sqlx)?;
     let next = highest.map_or(first, |highest| highest + 1);
     let free = if next <= last { Some(next) } else { lowest_gap(connection, first, last).await? };
-    let number = free.ok_or(PoolFull { network: pool.ipv4(), size: pool.size() })?;
-    let number = u32::try_from(number).map_err(|_| RegistryError::Impossible("address"))?;
-    Ok(number.into())
+    let address = |number| u32::try_from(number).map_err(|_| RegistryError::Impossible("address"));
+    Ok(free.map(address).transpose()?.map(Into::into))
 }
 
 async fn lowest_gap(connection: &mut Connection, first: i64, last: i64) -> Result<Option<i64>, RegistryError> {

@@ -8,7 +8,7 @@ use super::{Connection, Row, from_sqlx, when};
 use crate::registry::{Event, RegistryError};
 
 /// Notes one change.
-pub(super) async fn record(
+pub(in super::super) async fn record(
     connection: &mut Connection,
     now: OffsetDateTime,
     event: &str,

@@ -5,8 +5,17 @@
 //! other writer runs beside, so that what was judged is still so when it commits.
 
 mod devices;
+mod dump;
 mod events;
 mod invitations;
+mod slices;
+
+#[allow(unused_imports, reason = "only a registry that gateways share has more to record, and parts to claim")]
+pub(super) use {
+    dump::{export, import},
+    events::record,
+    slices::claim,
+};
 
 use culvert_tunnel::identity::Pin;
 use time::OffsetDateTime;
@@ -145,7 +154,7 @@ impl Registry for Store {
         actor: &str,
     ) -> Result<(), RegistryError> {
         let mut transaction = self.write().await?;
-        events::record(&mut transaction, now, step.name(), actor, &authority.to_string()).await?;
+        record(&mut transaction, now, step.name(), actor, &authority.to_string()).await?;
         transaction.commit().await.map_err(from_sqlx)
     }
 
