@@ -64,7 +64,7 @@ async fn measure(registry: &AnyRegistry) -> Vec<(&'static str, Duration)> {
                 assert_eq!(
                     registry.rename(&id(round), &format!("new-{round}"), now(), "test").await.unwrap(),
                     Renamed::Done
-                )
+                );
             })
             .await,
         ),
