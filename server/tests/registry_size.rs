@@ -22,7 +22,7 @@ const MOST: Duration = Duration::from_millis(10);
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes a minute; see above"]
 async fn every_operation_takes_under_10_ms_with_100_000_devices() {
-    let cluster = Cluster::start();
+    let cluster = Cluster::start_durable();
     let dump = dump();
     let file = Home::file();
     let AnyRegistry::Sqlite(sqlite) = file.create().await else { unreachable!() };
@@ -64,7 +64,7 @@ async fn measure(registry: &AnyRegistry) -> Vec<(&'static str, Duration)> {
                 assert_eq!(
                     registry.rename(&id(round), &format!("new-{round}"), now(), "test").await.unwrap(),
                     Renamed::Done
-                )
+                );
             })
             .await,
         ),

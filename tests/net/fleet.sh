@@ -5,21 +5,47 @@
 # shellcheck disable=SC2317 # some functions are called through others, by their names
 name=t-fleet
 NET_TEST_SECONDS=150
-# shellcheck source=scripts/database.bash
-. "$(dirname "$0")/../../scripts/database.bash"
-# shellcheck source=tests/net/fleet.bash
-. "$(dirname "$0")/fleet.bash"
+# shellcheck source=tests/net/lib.bash
+. "$(dirname "$0")/lib.bash"
+# shellcheck source=scripts/fleet.bash
+. "$root/scripts/fleet.bash"
+trap 'fleet_close; close' EXIT
+
+other_enrol() { culvert_other enrol --name other - <<<"$1"; }
+# enrolled_at NUMBER: what the client's device is told at that gateway alone.
+enrolled_at() {
+  local profile
+  profile=$(compgen -G "$NET_DIR/helper/profiles/*.json" | head -1)
+  culvert disconnect >/dev/null 2>&1
+  jq --arg to "${FLEET_IP[$1]}" '.endpoints = [$to + ":443"] | .server_name = $to' "$profile" >"$NET_DIR/profile.new" &&
+    cat "$NET_DIR/profile.new" >"$profile"
+  culvert connect --wait=10s
+  culvert status --json
+}
 
 other_up
 fleet_up
 database_open || die "no database"
 
-echo "- one gateway makes the registry, two join it"
+echo "- a gateway moves its registry into the database, two join it"
 
+url=$DATABASE_URL
+DATABASE_URL=
 fleet_config 1
-run gateway 1 init --yes --json
-check "init: exit code" 0 "$CODE"
+run gateway 1 init --yes --json --invite zoe
+check "init with a file: exit code" 0 "$CODE"
 pin=$(jq -r .ca_pin <<<"$OUT")
+run gateway 1 registry export "$NET_DIR/registry.export" --json
+check "export: exit code, and who may read it" "0 600" "$CODE $(stat -c %a "$NET_DIR/registry.export")"
+run gateway 1 registry import "$NET_DIR/registry.export"
+match "without a database there is nothing to import into" "^1 .*registry.url" "$CODE $ERR"
+DATABASE_URL=$url
+fleet_config 1
+run gateway 1 registry import "$NET_DIR/registry.export" --json
+check "import: everything is there" "0 1 1" "$CODE $(jq -r '.imported | "\(.users) \(.invitations)"' <<<"$OUT")"
+run gateway 1 registry import "$NET_DIR/registry.export"
+match "a second time it is refused" "^1 .*in use" "$CODE $ERR"
+check "the invitation moved along" zoe "$(gateway 1 invites list --json | jq -r '.invitations[].user')"
 echo "correct horse battery staple" >"$NET_DIR/passphrase"
 run gateway 1 ca backup "$NET_DIR/ca.culvert" --passphrase-file "$NET_DIR/passphrase"
 check "ca backup: exit code" 0 "$CODE"

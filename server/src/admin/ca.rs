@@ -121,10 +121,12 @@ pub async fn backup(loaded: &Loaded, to: &Path, from: &Passphrase, as_json: bool
     Ok(if as_json {
         line(&json!({ "schema": SCHEMA, "file": to, "bytes": sealed.len() }))
     } else {
-        format!(
-            "{} holds the CA and the registry. Without its passphrase nobody can use it, you included.\n",
-            to.display()
-        )
+        let what = if loaded.config.database.is_some() {
+            "CA; the registry is in its database"
+        } else {
+            "CA and the registry"
+        };
+        format!("{} holds the {what}. Without its passphrase nobody can use it, you included.\n", to.display())
     })
 }
 

@@ -116,7 +116,7 @@ fn fleet(gateways: &[Gateway]) -> Finding {
         None => Finding::pass(CHECK, format!("The registry's database answers; {} gateways share it", gateways.len())),
         Some(first) => {
             let sentence = format!("{} of {} gateways are silent: {}", silent.len(), gateways.len(), silent.join(", "));
-            Finding::warn(CHECK, sentence).repair(&format!("culvert-server gateways forget {first}"))
+            Finding::warn(CHECK, sentence).repair(format!("culvert-server gateways forget {first}"))
         }
     }
 }

@@ -149,9 +149,10 @@ impl Copy {
 
     /// Adds the device, or changes it.
     pub fn put(&mut self, device: Device) {
-        self.keys.insert(device.spki_sha256, device.id.clone());
-        if let Some(old) = self.devices.insert(device.id.clone(), device.clone())
-            && old.spki_sha256 != device.spki_sha256
+        let key = device.spki_sha256;
+        self.keys.insert(key, device.id.clone());
+        if let Some(old) = self.devices.insert(device.id.clone(), device)
+            && old.spki_sha256 != key
         {
             self.keys.remove(&old.spki_sha256);
         }

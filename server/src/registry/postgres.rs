@@ -4,6 +4,7 @@
 //! and events become visible in the order of their numbers. Connecting waits for nobody: a gateway starts while its
 //! database is down. The schema is brought up to this version at the first connection.
 
+#[allow(clippy::duplicate_mod, reason = "compiled once a store, with its types")]
 #[path = "sql/mod.rs"]
 mod sql;
 
@@ -262,7 +263,7 @@ fn read_password(file: &std::path::Path) -> io::Result<Zeroizing<String>> {
 pub(super) fn from_sqlx(error: sqlx::Error) -> RegistryError {
     use sqlx::Error;
     let code = match &error {
-        Error::Database(database) => database.code().map(|code| code.into_owned()),
+        Error::Database(database) => database.code().map(std::borrow::Cow::into_owned),
         Error::PoolTimedOut | Error::PoolClosed | Error::Io(_) | Error::WorkerCrashed => {
             return RegistryError::Unreachable(error.into());
         }

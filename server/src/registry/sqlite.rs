@@ -4,6 +4,7 @@
 //! transaction with the write lock (`BEGIN IMMEDIATE`), so what they judged is still so when they
 //! commit.
 
+#[allow(clippy::duplicate_mod, reason = "compiled once a store, with its types")]
 #[path = "sql/mod.rs"]
 mod sql;
 

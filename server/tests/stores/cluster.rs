@@ -10,17 +10,27 @@ use culvert_server::config::Database;
 /// Runs until it is dropped, and ends with the thread that started it at the latest.
 pub struct Cluster {
     folder: tempfile::TempDir,
+    fsync: bool,
     server: Option<Child>,
 }
 
 impl Cluster {
     /// Makes and starts one. Its superuser `culvert` needs no password, and `guarded` has the password `secret`.
     pub fn start() -> Self {
+        Self::made(false)
+    }
+
+    /// The same, and what it has committed is on the disk, as where it matters: for measurements.
+    pub fn start_durable() -> Self {
+        Self::made(true)
+    }
+
+    fn made(fsync: bool) -> Self {
         let folder = tempfile::Builder::new().prefix("culvert-pg-").tempdir_in("/tmp").unwrap();
         // PostgreSQL refuses to run as root.
         let owner = Command::new("chown").arg("postgres").arg(folder.path()).status().unwrap();
         assert!(owner.success() || !is_root(), "there is no user postgres; run scripts/setup --test");
-        let mut this = Self { folder, server: None };
+        let mut this = Self { folder, fsync, server: None };
         let made = this
             .program("initdb")
             .args(["--username=culvert", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync", "-D"])
@@ -39,7 +49,8 @@ impl Cluster {
     pub fn run(&mut self) {
         let mut server = self.program("postgres");
         server.arg("-D").arg(self.data()).arg("-k").arg(self.folder.path());
-        server.args(["-c", "listen_addresses=", "-c", "fsync=off", "-c", "max_connections=60"]);
+        server.args(["-c", "listen_addresses=", "-c", "max_connections=60", "-c"]);
+        server.arg(if self.fsync { "fsync=on" } else { "fsync=off" });
         let log = std::fs::File::create(self.folder.path().join("log")).unwrap();
         self.server = Some(server.stdout(Stdio::null()).stderr(log).spawn().unwrap());
         let deadline = Instant::now() + Duration::from_secs(30);
