@@ -192,7 +192,7 @@ fn the_name_server_comes_and_goes_and_the_network_grows_by_a_reload() {
             assert_eq!(reload("")["applied"], serde_json::json!(["push.dns"]));
         }
         let networks = |prefix: u8| {
-            let first: std::net::Ipv4Addr = network.split('/').next().unwrap().parse().unwrap();
+            let first: Ipv4Addr = network.split('/').next().unwrap().parse().unwrap();
             ipnet::Ipv4Net::new(first, prefix).unwrap()
         };
         // Of two networks twice as large one begins elsewhere; which, init's choice decides.
