@@ -2,7 +2,7 @@
 //! repairs it.
 //!
 //! `doctor` and `preflight` look at all of it; a running gateway looks again once a minute at what others can
-//! break under it ([`watch`]), and puts its own firewall table back when somebody removed it. Judging is apart
+//! break under it ([`watch()`]), and puts its own firewall table back when somebody removed it. Judging is apart
 //! from looking (`judge`, pure).
 
 pub mod host;

@@ -118,12 +118,7 @@ impl StateDir {
     /// [`StateError::Locked`], or [`StateError::Io`].
     pub fn lock(&self) -> Result<StateLock, StateError> {
         DirBuilder::new().recursive(true).mode(0o700).create(&self.root).map_err(self.io(&self.root))?;
-        self.lock_file(".lock")?.ok_or_else(|| StateError::Locked(self.root.clone()))
-    }
-
-    /// `None` when somebody else has it.
-    fn lock_file(&self, name: &str) -> Result<Option<StateLock>, StateError> {
-        let path = self.root.join(name);
+        let path = self.root.join(".lock");
         let file = OpenOptions::new()
             .create(true)
             .truncate(false)
@@ -132,11 +127,8 @@ impl StateDir {
             .custom_flags(libc::O_NOFOLLOW) // root opens it in another user's folder (cleanup)
             .open(&path)
             .map_err(self.io(&path))?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Some(StateLock { _file: file })),
-            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
-            Err(error) => Err(self.io(&path)(error.into())),
-        }
+        let locked = locked(file).map_err(|error| self.io(&path)(error.into()))?;
+        locked.ok_or_else(|| StateError::Locked(self.root.clone()))
     }
 
     /// True while a gateway (or an `init`) uses the directory.
@@ -469,6 +461,15 @@ const COPY: &str = ".backup-";
 pub fn shared_facts(facts: &[(Meta, String)], authority: &Authority) -> Vec<(Meta, String)> {
     let common = facts.iter().filter(|(fact, _)| !matches!(fact, Meta::GatewayId | Meta::Endpoint | Meta::Authority));
     common.cloned().chain([(Meta::Authority, authority.pin().to_string())]).collect()
+}
+
+/// `None` when somebody else has it.
+fn locked(file: File) -> Result<Option<StateLock>, rustix::io::Errno> {
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(StateLock { _file: file })),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 fn leaf_text(leaf: &Credential) -> String {

@@ -38,7 +38,10 @@ impl StateDir {
     /// [`StateError::Rotating`], or [`StateError::Io`].
     pub fn lock_rotation(&self) -> Result<StateLock, StateError> {
         self.check_initialised()?;
-        self.lock_file(".rotate-lock")?.ok_or_else(|| StateError::Rotating(self.root.clone()))
+        let path = self.gateway();
+        let folder = fs::File::open(&path).map_err(self.io(&path))?;
+        let locked = super::locked(folder).map_err(|error| self.io(&path)(error.into()))?;
+        locked.ok_or_else(|| StateError::Rotating(self.root.clone()))
     }
 
     /// All of them.
