@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, bail};
 use culvert_server::addresses::Pool;
 use culvert_server::config::Endpoint;
-use culvert_server::registry::sqlite::SqliteRegistry;
+use culvert_server::registry::any::AnyRegistry;
 use culvert_server::registry::{Enrolment, Invitation, Meta, Registry};
 use culvert_server::state::StateDir;
 use culvert_tunnel::identity::{Authority, Credential, DeviceId, DeviceKey};
@@ -33,7 +33,7 @@ pub(crate) async fn prepare(state: &Path, devices: usize, output: &Path) -> anyh
     Ok(())
 }
 
-async fn enrol(registry: &SqliteRegistry, authority: &Authority, devices: usize) -> anyhow::Result<Credentials> {
+async fn enrol(registry: &AnyRegistry, authority: &Authority, devices: usize) -> anyhow::Result<Credentials> {
     let fact = async |meta: Meta| registry.meta(meta).await.map_err(anyhow::Error::from);
     let endpoint: Endpoint = fact(Meta::Endpoint).await?.context("the registry names no endpoint")?.parse()?;
     let ipv4 = fact(Meta::Ipv4).await?.context("the registry names no inner network")?.parse()?;
@@ -77,7 +77,7 @@ fn invitation(user: &str, uses: u32) -> anyhow::Result<Invitation> {
 }
 
 async fn device(
-    registry: &SqliteRegistry,
+    registry: &AnyRegistry,
     authority: &Authority,
     pool: Pool,
     invitation: &[u8],
@@ -96,6 +96,7 @@ async fn device(
         not_after: issued.not_after.into(),
         authority: authority.pin(),
         pool,
+        gateway: None,
         devices_per_user: None,
         now: now.into(),
     };
