@@ -93,6 +93,7 @@ fn dump() -> Dump {
         created: now(),
         last_seen: None,
         revoked_at: None,
+        authority: None,
     };
     let event = |number: u32| Event {
         id: i64::from(number) + 1,
