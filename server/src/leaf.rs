@@ -72,6 +72,11 @@ impl Leaf {
         Ok(Some(transport))
     }
 
+    /// What was renewed last is not shown after all; it is told again the next time.
+    pub fn not_shown(&mut self) {
+        self.shown = None;
+    }
+
     /// When the one that is shown ends.
     pub fn not_after(&self) -> Option<SystemTime> {
         self.shown.as_ref().map(|shown| shown.until)

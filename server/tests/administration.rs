@@ -177,31 +177,37 @@ fn a_session_proves_its_key_again_and_one_that_cannot_is_ended() {
 #[test]
 fn the_name_server_comes_and_goes_and_the_network_grows_by_a_reload() {
     with_gateway("the_name_server_comes_and_goes_and_the_network_grows_by_a_reload", async |gateway| {
+        // A network that can grow, whatever init chose.
+        let network = |network: &str| format!("[network]\nipv4 = \"{network}\"\n");
+        let small = network("100.101.64.0/24");
+        gateway.write_config(&small);
+        gateway.signal("-TERM");
+        gateway.wait();
+        gateway.start();
         let reload = |text: &str| {
             gateway.write_config(text);
             gateway.json(&["reload", "--json"])
         };
-        let network = gateway.json(&["status", "--json"])["networks"][0].as_str().unwrap().to_owned();
         let device = gateway.enrol(&gateway.invite("anna")).await.unwrap();
         let session = gateway.session(&device).await.unwrap();
-        let answers = || !gateway.json(&["status", "--json"])["dns"].is_null();
+        let status = || gateway.json(&["status", "--json"]);
         for round in 0..3 {
-            assert!(answers(), "round {round}");
-            assert_eq!(reload("[push]\ndns = [\"192.0.2.53\"]\n")["applied"], serde_json::json!(["push.dns"]));
-            assert!(!answers(), "round {round}");
-            assert_eq!(reload("")["applied"], serde_json::json!(["push.dns"]));
+            assert!(!status()["dns"].is_null(), "round {round}");
+            let told = reload(&format!("{small}[push]\ndns = [\"192.0.2.53\"]\n"));
+            assert_eq!(told["applied"], serde_json::json!(["push.dns"]));
+            assert!(status()["dns"].is_null(), "round {round}");
+            assert_eq!(reload(&small)["applied"], serde_json::json!(["push.dns"]));
         }
-        let networks = |prefix: u8| {
-            let first: Ipv4Addr = network.split('/').next().unwrap().parse().unwrap();
-            ipnet::Ipv4Net::new(first, prefix).unwrap()
-        };
-        // Of two networks twice as large one begins elsewhere; which, init's choice decides.
-        let (grows, named) = (networks(23).trunc().to_string(), networks(23).trunc().addr() == networks(23).addr());
-        let told = reload(&format!("[network]\nipv4 = \"{grows}\"\n"));
-        let key = if named { "applied" } else { "needs_restart" };
-        assert_eq!(told[key], serde_json::json!(["network.ipv4"]));
-        let now = gateway.json(&["status", "--json"])["networks"][0].clone();
-        assert_eq!(now, serde_json::json!(if named { grows } else { network.clone() }));
+        assert_eq!(reload(&network("100.101.64.0/23"))["applied"], serde_json::json!(["network.ipv4"]));
+        assert_eq!(status()["networks"][0], "100.101.64.0/23");
+        assert_eq!(reload(&network("100.101.0.0/16"))["needs_restart"], serde_json::json!(["network.ipv4"]));
+        add_address("100.101.67.1/24").await;
+        gateway.write_config(&network("100.101.64.0/22"));
+        let refused = gateway.run(&["reload"]);
+        assert_eq!(refused.status.code(), Some(9));
+        let told = String::from_utf8(refused.stderr).unwrap();
+        assert!(told.contains("100.101.64.0/22 overlaps 100.101.67.0/24"), "{told}");
+        assert_eq!(status()["networks"][0], "100.101.64.0/23", "as it was");
         assert!(ping(&session, session.welcome.gateway_ipv4).await.is_some(), "the session goes on");
         assert_eq!(gateway.session(&device).await.unwrap().welcome.ipv4, session.welcome.ipv4);
         assert!(!gateway.log().contains("dns_unavailable"), "{}", gateway.log());

@@ -67,6 +67,22 @@ impl Followers {
     }
 }
 
+/// The interface and the firewall's table as they are to be.
+async fn change_host<R>(old: &Office<R>, config: &Config, pool: &Pool) -> Result<(), GatewayError> {
+    let was = &old.settings.pool;
+    if pool != was {
+        resize(&config.device, was, pool).await?;
+    }
+    if pool != was || config.isolation != old.config.isolation {
+        let put = nat::put(&config.device, pool, config.isolation, config.nat);
+        if put.is_err() && pool != was {
+            let _ = resize(&config.device, pool, was).await; // the first error is what counts
+        }
+        put?;
+    }
+    Ok(())
+}
+
 /// The interface in another network that begins where its own does, if nothing else on this host uses that.
 async fn resize(device: &str, from: &Pool, to: &Pool) -> Result<(), GatewayError> {
     let netlink = Netlink::open()?;
@@ -99,15 +115,9 @@ impl<R: Registry, D: Interface> Sessions<R, D> {
         let transport =
             self.leaf.renewed(&old.authorities, &settings, SystemTime::now()).map_err(|error| refused(&error))?;
         let is_other_pool = pool != old.settings.pool;
-        if is_other_pool {
-            resize(&config.device, &old.settings.pool, &pool).await.map_err(|error| refused(&error))?;
-        }
-        if is_other_pool || config.isolation != old.config.isolation {
-            let put = nat::put(&config.device, &pool, config.isolation, config.nat);
-            if put.is_err() && is_other_pool {
-                let _ = resize(&config.device, &pool, &old.settings.pool).await; // the first error is what counts
-            }
-            put.map_err(|error| refused(&error))?;
+        if let Err(error) = change_host(&old, &config, &pool).await {
+            self.leaf.not_shown();
+            return Err(refused(&error));
         }
         // From here on nothing fails.
         let answers_otherwise = settings.answers != old.settings.answers
