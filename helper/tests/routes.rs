@@ -191,6 +191,8 @@ fn in_namespace(test: impl AsyncFnOnce(&mut Bench) + Send) {
         unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }.unwrap();
         let dir = tempfile::tempdir().unwrap();
         let mut bench = Bench { journal: Journal::open(dir.path()).unwrap() };
+        // Of this thread's namespace: nobody else is on these links, so nobody is asked for a second.
+        std::fs::write("/proc/sys/net/ipv6/conf/default/accept_dad", "0").unwrap();
         for command in [
             "link set lo up",
             "link add lan0 type veth peer name router0",
@@ -204,6 +206,7 @@ fn in_namespace(test: impl AsyncFnOnce(&mut Bench) + Send) {
         ] {
             bench.ip(command);
         }
+        bench.wait_for_link_local_addresses();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(test(&mut bench));
     };
@@ -215,6 +218,17 @@ impl Bench {
         let output = Command::new("ip").args(arguments.split(' ')).output().unwrap();
         assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// The kernel gives them, with their routes, some time after the links are up.
+    fn wait_for_link_local_addresses(&self) {
+        for _ in 0..500 {
+            if ["lan0", "router0"].iter().all(|link| self.ip(&format!("-6 addr show dev {link}")).contains("fe80:")) {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        panic!("the links have no link-local addresses");
     }
 
     /// Everything that decides where a packet goes.
