@@ -29,6 +29,7 @@ async fn gateways_share_a_database() {
     a_change_rings_at_once(&cluster).await;
     a_registry_moves_from_a_file_into_a_database(&cluster).await;
     each_bad_database_is_told_by_its_name(&cluster).await;
+    a_database_that_is_cut_off_holds_nobody_up(&cluster).await;
     known_devices_are_known_while_the_database_is_down(&mut cluster).await;
 }
 
@@ -217,6 +218,33 @@ async fn each_bad_database_is_told_by_its_name(cluster: &Cluster) {
     for error in [RegistryError::WrongPassword, RegistryError::Newer] {
         assert!(!error.to_string().contains("secret"));
     }
+}
+
+async fn a_database_that_is_cut_off_holds_nobody_up(cluster: &Cluster) {
+    let folder = tempfile::tempdir().unwrap();
+    let store = PostgresRegistry::new(&cluster.database("cut")).unwrap();
+    let (path, day) = (folder.path().join("copy"), Duration::from_secs(86_400));
+    let registry = SharedRegistry::remembering(store, &path, CopyKey::derive(b"secret"), day).await.unwrap();
+    registry.add_invitation(&invitation(b"i", "anna", 9), "test").await.unwrap();
+    registry.enrol(&request(b"i", 1)).await.unwrap();
+    registry.refresh().await.unwrap();
+    cluster.freeze(true);
+    let asked = Instant::now();
+    let first = registry.device_by_key(&key(1)).await;
+    let (waited, asked) = (asked.elapsed(), Instant::now());
+    let second = registry.device_by_key(&key(1)).await;
+    let again = asked.elapsed();
+    cluster.freeze(false);
+    println!("cut off: the first question waited {waited:?}, the next {again:?}");
+    assert_eq!(first.unwrap().unwrap().id, "device-1");
+    assert_eq!(second.unwrap().unwrap().id, "device-1");
+    assert!(waited < Duration::from_secs(6), "less than a client waits for a step: {waited:?}");
+    assert!(again < Duration::from_millis(100), "{again:?}");
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while registry.last_event().await.is_err() {
+        assert!(Instant::now() < deadline, "the database is back and nobody notices");
+    }
+    registry.enrol(&request(b"i", 2)).await.unwrap();
 }
 
 async fn known_devices_are_known_while_the_database_is_down(cluster: &mut Cluster) {

@@ -1,4 +1,5 @@
-//! How long the registry takes with a hundred thousand devices, in both stores. Run it with an optimised build:
+//! How long the registry takes with a hundred thousand devices, in both stores. Run it with an optimised build, on a
+//! machine that does nothing else:
 //! `cargo test --release -p culvert-server --test registry_size -- --ignored --nocapture`
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests; clippy.toml covers test functions only")]
@@ -30,37 +31,44 @@ async fn every_operation_takes_under_10_ms_with_100_000_devices() {
     let base = Home::database(&cluster, "size");
     let AnyRegistry::Postgres(postgres) = base.open().await else { unreachable!() };
     postgres.store().import(&[], &dump).await.unwrap();
-    cluster.psql("size", "ANALYZE");
+    cluster.psql("size", "VACUUM ANALYZE"); // as it is some time after an import
+    cluster.psql("size", "CHECKPOINT");
     let sqlite = measure(&AnyRegistry::Sqlite(SqliteRegistry::open(&file.path()).await.unwrap())).await;
     let postgres = measure(&AnyRegistry::Postgres(postgres)).await;
-    println!("mean of {ROUNDS}, ms         SQLite  PostgreSQL");
+    println!("of {ROUNDS}, ms: median (mean)           SQLite          PostgreSQL");
+    let mut slow = Vec::new();
+    let ms = |time: Duration| time.as_secs_f64() * 1e3;
     for ((what, file), (_, base)) in sqlite.into_iter().zip(postgres) {
-        println!("{what:<24} {:>8.2} {:>11.2}", file.as_secs_f64() * 1e3, base.as_secs_f64() * 1e3);
-        assert!(file < MOST && base < MOST, "{what}");
+        let told = |(median, mean): Took| format!("{:.2} ({:.2})", ms(median), ms(mean));
+        println!("{what:<24} {:>18} {:>18}", told(file), told(base));
+        if file.0.max(base.0) > MOST {
+            slow.push(what);
+        }
     }
+    assert!(slow.is_empty(), "{slow:?}");
 }
 
-async fn measure(registry: &AnyRegistry) -> Vec<(&'static str, Duration)> {
+async fn measure(registry: &AnyRegistry) -> Vec<(&'static str, Took)> {
     registry.add_invitation(&invitation(b"more", "more", 1_000_000), "test").await.unwrap();
     let any = |round: u32| (round * 7_919) % DEVICES;
     let id = |round: u32| format!("device-{}", any(round));
     let last = registry.last_event().await.unwrap();
     vec![
-        ("find", mean(async |round| drop(registry.find_devices(&id(round)).await.unwrap())).await),
-        ("by_key", mean(async |round| drop(registry.device_by_key(&key(any(round))).await.unwrap().unwrap())).await),
+        ("find", took(async |round| drop(registry.find_devices(&id(round)).await.unwrap())).await),
+        ("by_key", took(async |round| drop(registry.device_by_key(&key(any(round))).await.unwrap().unwrap())).await),
         (
             "enrol",
-            mean(async |round| {
+            took(async |round| {
                 let number = DEVICES + round;
                 let enrolment = Enrolment { pool: wide(), devices_per_user: None, ..request(b"more", number) };
                 drop(registry.enrol(&enrolment).await.unwrap());
             })
             .await,
         ),
-        ("revoke", mean(async |round| assert!(registry.revoke(&id(round), now(), "test").await.unwrap())).await),
+        ("revoke", took(async |round| assert!(registry.revoke(&id(round), now(), "test").await.unwrap())).await),
         (
             "rename",
-            mean(async |round| {
+            took(async |round| {
                 assert_eq!(
                     registry.rename(&id(round), &format!("new-{round}"), now(), "test").await.unwrap(),
                     Renamed::Done
@@ -68,16 +76,22 @@ async fn measure(registry: &AnyRegistry) -> Vec<(&'static str, Duration)> {
             })
             .await,
         ),
-        ("events_after", mean(async |_| drop(registry.events_after(last, 100).await.unwrap())).await),
+        ("events_after", took(async |_| drop(registry.events_after(last, 100).await.unwrap())).await),
     ]
 }
 
-async fn mean<F: Future<Output = ()>>(mut act: impl FnMut(u32) -> F) -> Duration {
-    let began = Instant::now();
+/// Median and mean: what others do on the machine meanwhile shows in the mean.
+type Took = (Duration, Duration);
+
+async fn took<F: Future<Output = ()>>(mut act: impl FnMut(u32) -> F) -> Took {
+    let mut all = Vec::new();
     for round in 0..ROUNDS {
+        let began = Instant::now();
         act(round).await;
+        all.push(began.elapsed());
     }
-    began.elapsed() / ROUNDS
+    all.sort();
+    (all[all.len() / 2], all.iter().sum::<Duration>() / ROUNDS)
 }
 
 fn dump() -> Dump {

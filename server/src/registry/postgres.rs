@@ -244,14 +244,12 @@ impl PostgresRegistry {
     }
 
     pub(super) async fn write(&self) -> Result<Transaction<'static, Postgres>, RegistryError> {
-        drop(self.read().await?);
-        let mut transaction = self.pool.begin().await.map_err(from_sqlx)?;
-        sqlx::query("SELECT pg_advisory_xact_lock($1)")
-            .bind(WRITER)
-            .execute(&mut *transaction)
-            .await
-            .map_err(from_sqlx)?;
-        Ok(transaction)
+        if !self.migrated.initialized() {
+            drop(self.read().await?);
+        }
+        // One message: every round trip is waited for by the next writer, too.
+        let begin = format!("BEGIN; SELECT pg_advisory_xact_lock({WRITER})");
+        self.pool.begin_with(sqlx::AssertSqlSafe(begin)).await.map_err(from_sqlx)
     }
 }
 

@@ -67,6 +67,17 @@ impl Cluster {
         server.wait().unwrap();
     }
 
+    /// Nothing of the server runs any more until `frozen` is false again: as when its machine is cut off.
+    pub fn freeze(&self, frozen: bool) {
+        let server = self.server.as_ref().expect("it runs").id();
+        let children = std::fs::read_to_string(format!("/proc/{server}/task/{server}/children")).unwrap();
+        let signal = if frozen { rustix::process::Signal::STOP } else { rustix::process::Signal::CONT };
+        let all = children.split_whitespace().map(|pid| pid.parse().unwrap()).chain([server as i32]);
+        for pid in all {
+            let _ = rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), signal); // it may have ended
+        }
+    }
+
     /// Makes an empty database.
     pub fn database(&self, name: &str) -> Database {
         self.psql("postgres", &format!("CREATE DATABASE {name}"));
