@@ -19,7 +19,8 @@ use std::io;
 use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
 
 use culvert_tunnel::identity::{Authority, Credential, DeviceId, IdentityError};
 use culvert_tunnel::shard::cid::{CidKey, SECRET_BYTES};
@@ -112,7 +113,7 @@ impl StateDir {
         self.gateway().is_dir()
     }
 
-    /// Takes the directory for this process, without waiting. Makes it when it is not there.
+    /// Takes the directory for this process; waits half a second for what is left of a killed one. Makes it when it is not there.
     ///
     /// # Errors
     /// [`StateError::Locked`], or [`StateError::Io`].
@@ -127,8 +128,15 @@ impl StateDir {
             .custom_flags(libc::O_NOFOLLOW) // root opens it in another user's folder (cleanup)
             .open(&path)
             .map_err(self.io(&path))?;
-        let locked = locked(file).map_err(|error| self.io(&path)(error.into()))?;
-        locked.ok_or_else(|| StateError::Locked(self.root.clone()))
+        let began = Instant::now();
+        loop {
+            let again = file.try_clone().map_err(self.io(&path))?;
+            match locked(again).map_err(|error| self.io(&path)(error.into()))? {
+                Some(lock) => return Ok(lock),
+                None if began.elapsed() < ENDING_FOR => thread::sleep(ENDING_FOR / 20),
+                None => return Err(StateError::Locked(self.root.clone())),
+            }
+        }
     }
 
     /// True while a gateway (or an `init`) uses the directory.
@@ -453,6 +461,8 @@ impl StateDir {
 
 type CidSecret = Zeroizing<[u8; SECRET_BYTES]>;
 
+/// How long what is left of a killed gateway may keep its lock: a child between fork and exec has its descriptors.
+const ENDING_FOR: Duration = Duration::from_millis(500);
 const UNFINISHED: &str = ".init-unfinished";
 /// What the name of a copy of the registry begins with, which a backup makes and removes.
 const COPY: &str = ".backup-";
