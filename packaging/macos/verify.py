@@ -219,7 +219,7 @@ def check_slice(path, data, version):
 
 def check_info(what, info, identifier, version):
     try:
-        info = plistlib.loads(info or b"")
+        info = plistlib.loads((info or b"").rstrip(b"\0"))  # linkers fill up to their alignment
     except Exception:  # plistlib raises expat's and its own
         return complain(f"{what}: has no readable __info_plist")
     check(info.get("CFBundleIdentifier") == identifier, f"{what}: __info_plist has the identifier {info.get('CFBundleIdentifier')}, not {identifier}")
