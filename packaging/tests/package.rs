@@ -1,5 +1,7 @@
 //! The package of tiny programs: another reader opens it, and names whatever is broken in it.
 
+#![allow(clippy::unwrap_used, reason = "a test's helpers may panic as its body does")]
+
 #[path = "../src/sample.rs"]
 mod sample;
 
