@@ -30,9 +30,19 @@ pub struct Inputs<'a> {
     pub programs: &'a Path,
     /// `packaging/macos`: launchd's files, and `imports/` with a list for each program.
     pub source: &'a Path,
+    /// What the command says of itself: `man/*.1`, `bash/culvert`, `zsh/_culvert`, `fish/culvert.fish`.
+    pub documents: Option<&'a Path>,
     /// As in Cargo.toml.
     pub version: &'a str,
 }
+
+/// Where each folder of documents goes. macOS's man(1) and zsh look there by themselves.
+const DOCUMENTS: [(&str, &str); 4] = [
+    ("man", "usr/local/share/man/man1"),
+    ("bash", "usr/local/share/bash-completion/completions"),
+    ("zsh", "usr/local/share/zsh/site-functions"),
+    ("fish", "usr/local/share/fish/vendor_completions.d"),
+];
 
 /// Makes `root`, which must not be there or be one that this made.
 ///
@@ -48,6 +58,9 @@ pub fn lay_out(inputs: &Inputs<'_>, root: &Path) -> anyhow::Result<Contents> {
     clear(root)?;
     put(root, HELPER_PATH, &helper, 0o755)?;
     put(root, DAEMON_PATH, &xml(&daemon)?, 0o644)?;
+    if let Some(documents) = inputs.documents {
+        put_documents(documents, root)?;
+    }
     if contents == Contents::Helper {
         put(root, CLI_PATH, &cli, 0o755)?;
         return Ok(contents);
@@ -68,6 +81,19 @@ pub fn lay_out(inputs: &Inputs<'_>, root: &Path) -> anyhow::Result<Contents> {
     fs::create_dir_all(link.parent().context("a path without a folder")?)?;
     symlink(format!("/{}", inside(&format!("MacOS/{CLI_PROGRAM}"))), link)?;
     Ok(contents)
+}
+
+fn put_documents(documents: &Path, root: &Path) -> anyhow::Result<()> {
+    for (from, to) in DOCUMENTS {
+        let folder = documents.join(from);
+        for file in fs::read_dir(&folder).with_context(|| folder.display().to_string())? {
+            let file = file?;
+            let name = file.file_name();
+            let name = name.to_str().with_context(|| format!("{}: not UTF-8", file.path().display()))?;
+            put(root, &format!("{to}/{name}"), &fs::read(file.path())?, 0o644)?;
+        }
+    }
+    Ok(())
 }
 
 /// One program, checked.

@@ -43,6 +43,9 @@ enum Step {
         /// Where launchd's files and the lists of imports are.
         #[arg(long, default_value = "packaging/macos")]
         source: PathBuf,
+        /// Man pages and completions of the command: man/, bash/, zsh/, fish/.
+        #[arg(long)]
+        documents: Option<PathBuf>,
         /// The folder to lay it out in; an earlier layout in it is replaced.
         #[arg(long)]
         root: PathBuf,
@@ -104,8 +107,9 @@ fn run(step: Step) -> anyhow::Result<()> {
             }
             Ok(())
         }
-        Step::Bundle { programs, source, root, version } => {
-            let inputs = bundle::Inputs { programs: &programs, source: &source, version: &version.version };
+        Step::Bundle { programs, source, documents, root, version } => {
+            let (documents, version) = (documents.as_deref(), version.version.as_str());
+            let inputs = bundle::Inputs { programs: &programs, source: &source, documents, version };
             match bundle::lay_out(&inputs, &root)? {
                 Contents::App => println!("{}: app, helper and command", root.display()),
                 Contents::Helper => println!("{}: helper and command, without an app", root.display()),

@@ -67,7 +67,11 @@ impl Bench {
 
     fn lay_out(&self) -> anyhow::Result<Contents> {
         let (programs, source) = (self.path("programs"), self.path("source"));
-        lay_out(&bundle::Inputs { programs: &programs, source: &source, version: VERSION }, &self.path("root"))
+        let documents = Some(self.path("documents")).filter(|documents| documents.exists());
+        lay_out(
+            &bundle::Inputs { programs: &programs, source: &source, documents: documents.as_deref(), version: VERSION },
+            &self.path("root"),
+        )
     }
 
     fn parts(&self) -> anyhow::Result<Parts> {
@@ -260,6 +264,24 @@ fn what_is_missing_stops_the_layout_and_the_package() {
     fs::create_dir_all(bench.path("root/home")).unwrap();
     says(&bench, "not of a package");
     assert!(bench.path("root/home").exists(), "what is not ours stays");
+}
+
+#[test]
+fn the_commands_documents_go_where_macos_looks() {
+    let bench = Bench::new();
+    for file in ["man/culvert.1", "bash/culvert", "zsh/_culvert", "fish/culvert.fish"] {
+        let file = bench.path("documents").join(file);
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(file, "text").unwrap();
+    }
+    bench.lay_out().unwrap();
+    let mut parts = bench.parts().unwrap();
+    for path in ["man/man1/culvert.1", "zsh/site-functions/_culvert", "fish/vendor_completions.d/culvert.fish"] {
+        assert_eq!(entry(&mut parts.payload, &format!("usr/local/share/{path}")).mode, 0o644);
+    }
+    assert_eq!(but_for_the_missing_signature(bench.verify(&parts.pack(EPOCH).unwrap())), Vec::<String>::new());
+    fs::remove_dir_all(bench.path("documents/zsh")).unwrap();
+    assert!(format!("{:#}", bench.lay_out().unwrap_err()).contains("documents/zsh"));
 }
 
 #[test]
