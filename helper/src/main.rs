@@ -23,6 +23,8 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
+culvert_protocol::info_plist!("net.culvert.helper", "culvert-helper");
+
 /// Gives memory back to the OS after a burst, where glibc keeps it.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

@@ -29,6 +29,8 @@ use culvert_protocol::{Client, DEFAULT_SOCKET, Event, Request, Status};
 use failure::Failure;
 use time::OffsetDateTime;
 
+culvert_protocol::info_plist!("net.culvert.ctl", "culvert");
+
 /// How long the helper may take to answer what needs no network.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 

@@ -9,6 +9,7 @@
 mod client;
 mod diagnosis;
 mod frame;
+mod info_plist;
 mod log;
 mod message;
 mod problem;
