@@ -93,7 +93,8 @@ impl Journal {
         if let Err(error) = file.try_lock() {
             return Err(match error {
                 std::fs::TryLockError::WouldBlock => {
-                    io::Error::other(format!("another helper uses the state directory {}", dir.display()))
+                    let text = format!("another helper uses the state directory {}", dir.display());
+                    io::Error::new(io::ErrorKind::ResourceBusy, text)
                 }
                 std::fs::TryLockError::Error(error) => error,
             });

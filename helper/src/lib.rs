@@ -4,7 +4,8 @@
 //! the pure [`supervisor`] says what to do next, and [`session`] does it with a shard of
 //! `culvert-tunnel`. What a welcome changes on this machine is one value ([`install`]) made of
 //! [`routes`] and [`dns`], which undo themselves; [`journal`] remembers them across a crash. The kill
-//! switch ([`guard`]) outlives them, as long as the user's [`settings`] and [`wish`] say so.
+//! switch ([`guard`]) outlives them, as long as the user's [`settings`] and [`wish`] say so, and
+//! what the administrator has decided ([`managed`]).
 
 pub mod caller;
 pub mod clock;
@@ -21,6 +22,7 @@ pub mod health;
 pub mod install;
 pub mod journal;
 pub mod logs;
+pub mod managed;
 pub mod manager;
 pub mod names;
 #[cfg(target_os = "linux")]
@@ -41,4 +43,5 @@ pub mod supervisor;
 pub mod underlay;
 pub mod upkeep;
 pub mod wake;
+pub mod watch;
 pub mod wish;

@@ -1,6 +1,6 @@
 //! `culvert-helper`: arguments, logging, signals, run.
 
-use std::io::IsTerminal;
+use std::io::{ErrorKind, IsTerminal};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand};
 use culvert_helper::caller::WANTS_NONCE;
 use culvert_helper::device::DEFAULT_DEVICE;
 use culvert_helper::logs::Logs;
+use culvert_helper::managed;
 use culvert_helper::manager;
 use culvert_helper::owners::Owners;
 use culvert_helper::service::Service;
@@ -52,7 +53,8 @@ enum Command {
     },
 }
 
-const STATE_DIR: &str = "/var/lib/culvert";
+const STATE_DIR: &str =
+    if cfg!(target_os = "macos") { "/Library/Application Support/Culvert" } else { "/var/lib/culvert" };
 
 #[derive(Args, Debug)]
 struct Run {
@@ -62,6 +64,9 @@ struct Run {
     /// Where profiles and the journal of changes are kept.
     #[arg(long, default_value = STATE_DIR)]
     state_dir: PathBuf,
+    /// What the administrator has decided: a configuration profile of `culvert-server mdm-profile`.
+    #[arg(long, value_name = "FILE", default_value = managed::FILE)]
+    managed: PathBuf,
     /// A user that may control the VPN, beside root. May be repeated.
     #[arg(long = "allow-uid", value_name = "UID")]
     uids: Vec<u32>,
@@ -147,9 +152,16 @@ async fn serve(run: Run, logs: Logs) -> anyhow::Result<()> {
             format!("cannot listen on {path} (stop what listens there, or choose another with --socket)")
         })?,
     };
-    let service = Service::open(run.state_dir.clone(), options).await.with_context(|| {
-        format!("cannot use {} (run as root, or choose another with --state-dir)", run.state_dir.display())
-    })?;
+    let service = match Service::open(&run.state_dir, run.managed, options).await {
+        // Of the package's helper and the app's own, one is to be active; launchd starts again what ends with an error.
+        Err(error) if error.kind() == ErrorKind::ResourceBusy && manager::STEPS_BACK => {
+            tracing::warn!(%error, "this one ends");
+            return Ok(());
+        }
+        opened => opened.with_context(|| {
+            format!("cannot use {} (run as root, or choose another with --state-dir)", run.state_dir.display())
+        })?,
+    };
     let owners = Owners { uids: run.uids, groups: run.groups, local: run.local };
     let (asked, requests) = mpsc::channel(CONNECTIONS);
     let shared = Shared { asked, changes: service.changes(), owners: owners.into(), logs, nonce: WANTS_NONCE };

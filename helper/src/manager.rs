@@ -5,6 +5,10 @@ use culvert_protocol::{Change, State};
 use sd_notify::NotifyState;
 use tokio::sync::watch;
 
+/// True where two installations may have a helper each (launchd: the package's and the app's), of which the second one
+/// ends in peace.
+pub const STEPS_BACK: bool = cfg!(target_os = "macos");
+
 /// Says that the helper serves, and then each state, until the helper ends.
 pub async fn tell(mut changes: watch::Receiver<Change>) {
     say(&[NotifyState::Ready]);

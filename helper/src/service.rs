@@ -7,7 +7,7 @@
 //! | `enrol` | root, and users it was told of | one at a time, beside a live session |
 //! | `connect`, `disconnect` | the same | a wish for the supervisor; answered before it is fulfilled |
 //! | `profiles`, `rename_profile`, `remove_profile`, `default_profile` | the same | never the one in use |
-//! | `settings`, `set` | the same | what is chosen; in force before it is answered |
+//! | `settings`, `set` | the same | what is chosen, as far as the administrator leaves it; in force before it is answered |
 //! | `forget` | the same | everything is undone and forgotten |
 //! | `open_portal` | the same | a sign-in page can be reached for a while |
 //! | `doctor` | the same | one at a time; nothing is changed |
@@ -16,7 +16,7 @@
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use culvert_protocol::{
@@ -30,6 +30,8 @@ use crate::clock::{Slept, elapsed};
 use crate::enrol::enrol;
 use crate::guard::{Block, Guard, Opening};
 use crate::journal::Journal;
+use crate::managed::ManagedFile;
+use crate::managed::invited::Invited;
 use crate::manager;
 use crate::portal::{self, Sight};
 use crate::profile::{Carried, Profile, Profiles};
@@ -43,6 +45,7 @@ use crate::wish::{self, WishFile};
 
 mod diagnosis;
 mod leftovers;
+mod managed;
 mod opening;
 mod profiles;
 mod status;
@@ -53,8 +56,8 @@ pub use leftovers::recover;
 use opening::{Open, needed};
 use profiles::{unlock, unreadable};
 
-/// An enrolment under way: who waits for it, and what came of it.
-type Enrolling = (oneshot::Sender<Event>, Result<Profile, Problem>);
+/// An enrolment under way: who waits for it (nobody for the administrator's), and what came of it.
+type Enrolling = (Option<oneshot::Sender<Event>>, Result<Profile, Problem>);
 
 /// A diagnosis under way.
 type Diagnosing = (oneshot::Sender<Event>, Diagnosis);
@@ -65,6 +68,11 @@ pub struct Service {
     profiles: Profiles,
     options: Options,
     settings: SettingsFile,
+    /// What the administrator has decided.
+    managed: ManagedFile,
+    invited: Invited,
+    /// What of it cannot be used.
+    undecided: Vec<String>,
     wish: WishFile,
     supervisor: Supervisor,
     session: Session,
@@ -88,15 +96,20 @@ pub struct Service {
 }
 
 impl Service {
-    /// Takes over a state directory; undoes first what a crashed helper left behind.
+    /// Takes over a state directory, and what the administrator has decided in the file `managed`; undoes first what a
+    /// crashed helper left behind.
     ///
     /// # Errors
     /// What the file system says.
-    pub async fn open(state_dir: PathBuf, options: Options) -> io::Result<Self> {
-        let profiles = Profiles::open(&state_dir)?;
-        let mut journal = Journal::open(&state_dir)?;
-        let settings = SettingsFile::open(&state_dir);
-        let wish = WishFile::new(&state_dir, wish::boot());
+    pub async fn open(state_dir: &Path, managed: PathBuf, options: Options) -> io::Result<Self> {
+        let profiles = Profiles::open(state_dir)?;
+        let mut journal = Journal::open(state_dir)?;
+        let managed = ManagedFile::new(managed);
+        let decided = managed.read();
+        let mut invited = Invited::open(state_dir);
+        invited.on_told(decided.invitation, Instant::now());
+        let settings = SettingsFile::open(state_dir, decided.managed);
+        let wish = WishFile::new(state_dir, wish::boot());
         let wanted = wish.profile().and_then(|name| profiles.load(&name).ok());
         // What is to be held back is held back before anything else is put back as it was.
         let block = match settings.now().kill_switch {
@@ -127,6 +140,9 @@ impl Service {
             session,
             options,
             settings,
+            managed,
+            invited,
+            undecided: decided.damage,
             wish,
             supervisor,
             guard,
@@ -158,6 +174,7 @@ impl Service {
         loop {
             let due = self.supervisor.poll_timeout().map(tokio::time::Instant::from_std);
             let close = self.open.as_ref().map(|open| tokio::time::Instant::from_std(open.until));
+            let invite = self.invited.poll_timeout().map(tokio::time::Instant::from_std);
             tokio::select! {
                 Some(asked) = asked.recv() => self.on_asked(asked).await,
                 occurrence = self.session.next() => {
@@ -168,6 +185,9 @@ impl Service {
                     if due.is_some() => self.inputs.push_back(Input::Timeout),
                 () = async { tokio::time::sleep_until(close.unwrap_or_else(tokio::time::Instant::now)).await },
                     if close.is_some() => self.close().await,
+                () = async { tokio::time::sleep_until(invite.unwrap_or_else(tokio::time::Instant::now)).await },
+                    if invite.is_some() => self.on_invited(),
+                () = self.managed.changed() => self.on_managed().await,
                 Some(Ok(sight)) = self.looking.join_next() => self.inputs.push_back(Input::Sight(sight)),
                 Some(Ok((waiting, what))) = self.opening.join_next() => {
                     let event = self.on_opening(what).await.unwrap_or_else(Event::Error);
@@ -181,9 +201,13 @@ impl Service {
                     }
                 }
                 Some(done) = self.enrolling.join_next() => {
-                    if let Ok((waiting, result)) = done {
-                        let event = self.on_enrolled(result).unwrap_or_else(Event::Error);
-                        let _ = waiting.send(event); // a caller that left learns it from `status`
+                    match done {
+                        Ok((Some(waiting), result)) => {
+                            let event = self.on_enrolled(result).unwrap_or_else(Event::Error);
+                            let _ = waiting.send(event); // a caller that left learns it from `status`
+                        }
+                        Ok((None, result)) => self.on_invited_enrolled(result),
+                        Err(error) => tracing::error!(%error, "an enrolment"),
                     }
                 }
                 Some(done) = self.diagnosing.join_next() => {
@@ -260,7 +284,7 @@ impl Service {
                 .make_default(&profile)
                 .map_err(|error| self.no_profile(&profile, &error))
                 .and_then(|()| self.profile_facts()),
-            Request::Settings => Ok(Event::Settings(self.settings.now().clone())),
+            Request::Settings => Ok(Event::Settings(self.settings.in_force())),
             Request::Set(change) => self.on_set(&change).await,
             Request::Forget { keep_identity } => self.on_forget(keep_identity).await,
             Request::OpenPortal => match self.supervisor.state() {
@@ -285,7 +309,8 @@ impl Service {
                     let names = self.session.names();
                     let name = device_name.unwrap_or_else(host_name);
                     let answer = asked.answer;
-                    self.enrolling.spawn(async move { (answer, enrol(&invitation, &name, &names, fwmark).await) });
+                    self.enrolling
+                        .spawn(async move { (Some(answer), enrol(&invitation, &name, &names, fwmark).await) });
                     return;
                 }
                 Err(problem) => Err(problem),
@@ -344,16 +369,19 @@ impl Service {
     }
 
     async fn on_set(&mut self, change: &SettingsChange) -> Result<Event, Problem> {
-        let before = self.settings.now().clone();
+        if let Some(managed) = self.settings.managed() {
+            managed.allows(change)?;
+        }
+        let (before, was) = (self.settings.now().clone(), self.settings.chosen().clone());
         let saved = self.settings.change(change).cloned();
         let chosen = saved
             .map_err(|error| Problem::new(code::DISK).because(format!("The settings could not be saved: {error}")))?;
         self.unblocked &= before.kill_switch == chosen.kill_switch;
         if let Err(problem) = self.hold().await {
             let back = SettingsChange {
-                kill_switch: Some(before.kill_switch),
-                allow_lan: Some(before.allow_lan),
-                overlap: Some(before.overlap),
+                kill_switch: Some(was.kill_switch),
+                allow_lan: Some(was.allow_lan),
+                overlap: Some(was.overlap),
             };
             if let Err(error) = self.settings.change(&back) {
                 tracing::error!(%error, "the settings could not be put back");
@@ -363,7 +391,7 @@ impl Service {
         self.session.prefer(chosen.overlap);
         tracing::info!(kill_switch = %chosen.kill_switch, allow_lan = chosen.allow_lan, overlap = chosen.overlap.word(), "settings");
         self.publish();
-        Ok(Event::Settings(chosen))
+        Ok(Event::Settings(self.settings.in_force()))
     }
 
     /// As it was before this program came.
@@ -376,6 +404,7 @@ impl Service {
             return Err(problem); // something could not be undone, and the journal is still needed
         }
         self.settings.forget().map_err(|error| unreadable(&error))?;
+        self.invited.forget().map_err(|error| unreadable(&error))?;
         if !keep_identity {
             for name in self.profiles.names().map_err(|error| unreadable(&error))? {
                 self.profiles.remove(&name).map_err(|error| unreadable(&error))?;

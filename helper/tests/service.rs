@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use culvert_helper::profile::{Profile, Profiles};
 use culvert_protocol::{
-    Answer, Ask, Client, ClientError, Code, Event, FrameReader, LogLevel, MAX_FRAME, Request, SettingsChange, State,
-    code, decode, encode,
+    Answer, Ask, Client, ClientError, Code, Event, FrameReader, KillSwitch, LogLevel, MAX_FRAME, Request, SettingName,
+    SettingsChange, SettingsInForce, State, code, decode, encode,
 };
 use culvert_tunnel::identity::{Authority, Credential, DeviceId, DeviceKey, Pin};
 use culvert_tunnel::invitation::{Invitation, InvitationId, Secret};
@@ -156,6 +156,52 @@ async fn the_log_is_told_and_followed() {
     let told = timeout(Duration::from_secs(5), client.next_event()).await.expect("a line comes").unwrap();
     let Event::Logs { lines, .. } = told else { panic!("{told:?}") };
     assert!(lines[0].text.contains("allow_lan=false") && lines[0].seq > last, "{lines:?}");
+}
+
+#[tokio::test]
+async fn what_the_administrator_decides_is_in_force_at_once_and_no_user_changes_it() {
+    let helper = Helper::start();
+    let mut client = helper.client().await;
+    let allow_lan = |is| Request::Set(SettingsChange { allow_lan: Some(is), ..SettingsChange::default() });
+    client.request(allow_lan(true)).await.unwrap();
+    let decide = |body: &str| {
+        let file = helper.dir.path().join("managed.mobileconfig");
+        let text = format!("<plist version=\"1.0\"><dict>{body}</dict></plist>");
+        std::fs::write(helper.dir.path().join("new"), text).unwrap();
+        std::fs::set_permissions(helper.dir.path().join("new"), PermissionsExt::from_mode(0o600)).unwrap();
+        std::fs::rename(helper.dir.path().join("new"), file).unwrap();
+    };
+    decide("<key>organization</key><string>Acme</string><key>allowLAN</key><false/><key>lockdown</key><false/>");
+    let now = settings_until(&mut client, |now| now.managed.is_some()).await;
+    assert_eq!((now.settings.allow_lan, &now.locked[..]), (false, &[SettingName::AllowLan][..]));
+    let lockdown = SettingsChange { kill_switch: Some(KillSwitch::Lockdown), ..SettingsChange::default() };
+    for against in [allow_lan(true), Request::Set(lockdown)] {
+        let Err(ClientError::Refused(problem)) = client.request(against).await else { panic!() };
+        assert_eq!(problem.code, code::MANAGED);
+        assert!(problem.cause.starts_with("Managed by Acme: "), "{problem}");
+    }
+    client.request(allow_lan(false)).await.expect("what is so may be set");
+    decide("<key>allowLAN</key><string>no</string>");
+    let now = settings_until(&mut client, |now| now.locked.is_empty()).await;
+    assert!(!now.settings.allow_lan, "chosen above");
+    let Event::Status(status) = client.request(Request::Status).await.unwrap() else { panic!() };
+    assert!(status.notes.iter().any(|note| note.contains("allowLAN") && note.contains("E425")), "{:?}", status.notes);
+    std::fs::remove_file(helper.dir.path().join("managed.mobileconfig")).unwrap();
+    settings_until(&mut client, |now| now.managed.is_none()).await;
+    client.request(allow_lan(true)).await.unwrap();
+}
+
+async fn settings_until(client: &mut Client, is_so: impl Fn(&SettingsInForce) -> bool) -> SettingsInForce {
+    let look = async {
+        loop {
+            let Event::Settings(now) = client.request(Request::Settings).await.unwrap() else { panic!() };
+            if is_so(&now) {
+                return now;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(Duration::from_secs(5), look).await.expect("the file is heard of")
 }
 
 #[tokio::test]
@@ -371,6 +417,7 @@ impl Helper {
     fn command_in(dir: &Path) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_culvert-helper"));
         command.arg("run").arg("--socket").arg(dir.join("run/helper.sock")).arg("--state-dir").arg(dir.join("state"));
+        command.arg("--managed").arg(dir.join("managed.mobileconfig"));
         command.args(["--allow-uid", "12345", "--device-name", "cvtest0"]);
         command
     }

@@ -8,6 +8,8 @@ use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 
+use culvert_helper::managed::{DOMAIN, Decided};
+use culvert_protocol::{Managed, MenuItem, UpdatePolicy};
 use culvert_tunnel::invitation::Invitation;
 use home::{Home, text};
 use serde_json::{Value, json};
@@ -54,6 +56,50 @@ fn a_profile_enrols_a_fleet_with_the_settings_that_are_locked() {
     assert_eq!(services["Rules"], rule);
     assert_eq!(notifications["PayloadType"], "com.apple.notificationsettings");
     assert_eq!(notifications["NotificationSettings"][0]["BundleIdentifier"], "net.culvert.app");
+}
+
+#[test]
+fn the_helper_reads_every_key_that_the_command_writes() {
+    let home = a_gateway();
+    let all = [
+        "--uses",
+        "2",
+        "--connect-at-launch",
+        "on",
+        "--start-at-login",
+        "off",
+        "--lockdown",
+        "on",
+        "--allow-lan",
+        "off",
+    ];
+    let more = ["--support-url", "mailto:help@example.org", "--hide-menu-items", "gateways,diagnose,settings,quit"];
+    for (word, policy) in
+        [("automatic", UpdatePolicy::Automatic), ("ask", UpdatePolicy::Ask), ("off", UpdatePolicy::Off)]
+    {
+        let told = home.ok(&with(&[&all[..], &more, &["--update-policy", word]].concat()));
+        let decided = Decided::parse(told.as_bytes());
+        let expected = Managed {
+            organization: Some("Acme <&> Söhne".into()),
+            lockdown: Some(true),
+            allow_lan: Some(false),
+            connect_at_launch: Some(true),
+            start_at_login: Some(false),
+            support_url: Some("mailto:help@example.org".into()),
+            update_policy: Some(policy),
+            hide_menu_items: vec![MenuItem::Gateways, MenuItem::Diagnose, MenuItem::Settings, MenuItem::Quit],
+        };
+        assert_eq!((decided.managed.as_ref(), &decided.damage), (Some(&expected), &vec![]));
+        let preferences = &read(&told)["PayloadContent"][0];
+        assert_eq!(preferences["PayloadType"], DOMAIN);
+        assert_eq!(preferences["invitation"], decided.invitation.unwrap().expose());
+        // Beside these eight, the invitation and the gateway that it names, the payload has Apple's own keys only.
+        let keys = preferences.as_object().unwrap().keys();
+        assert_eq!(keys.filter(|key| !key.starts_with("Payload")).count(), 10, "{preferences}");
+    }
+    let none = Decided::parse(home.ok(&with(&["--no-invitation"])).as_bytes());
+    assert_eq!((none.invitation, none.damage), (None, vec![]));
+    assert_eq!(none.managed.unwrap().locked(), []);
 }
 
 #[test]

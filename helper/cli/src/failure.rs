@@ -95,7 +95,7 @@ pub(crate) fn exit_code(number: Code) -> u8 {
         code::NO_NETWORK | code::PORTAL | code::NAME | code::NO_ANSWER | code::UDP_BLOCKED => 6,
         code::NOT_CONNECTED => NOT_CONNECTED,
         code::NOT_ENROLLED => 7,
-        code::FORBIDDEN | code::LOCKED => 8,
+        code::FORBIDDEN | code::LOCKED | code::MANAGED => 8,
         _ => 1,
     }
 }
@@ -112,6 +112,7 @@ mod tests {
         assert_eq!(exit_code(code::NO_ANSWER), 6);
         assert_eq!(exit_code(code::NOT_ENROLLED), 7);
         assert_eq!(exit_code(code::FORBIDDEN), 8);
+        assert_eq!(exit_code(code::MANAGED), 8);
         assert_eq!(exit_code(code::OVERLAP), 1);
         assert_eq!(exit_code(Code(999)), 1, "a code of a newer helper is a failure");
     }

@@ -1,7 +1,7 @@
 //! What `--json` prints: one object, or one a line, each with the number of its schema. The schemas are the files in
 //! `schemas/`, which packages install; fields are only added within one number.
 
-use culvert_protocol::{Change, LogLine, ProfileFacts, SCHEMA, Settings, VERSION};
+use culvert_protocol::{Change, LogLine, ProfileFacts, SCHEMA, SettingsInForce, VERSION};
 use serde::Serialize;
 
 /// Puts the number beside the fields of what has none of its own.
@@ -69,7 +69,7 @@ pub(crate) type ChangeLine = Numbered<Change>;
 /// A line of `logs --json`.
 pub(crate) type LogsLine = Numbered<LogLine>;
 /// `settings list --json`.
-pub(crate) type SettingsList = Numbered<Settings>;
+pub(crate) type SettingsList = Numbered<SettingsInForce>;
 
 #[cfg(test)]
 mod tests;

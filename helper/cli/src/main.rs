@@ -25,7 +25,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
-use culvert_protocol::{Client, DEFAULT_SOCKET, Event, Request, Status};
+use culvert_protocol::{Client, Event, Request, Status, default_socket};
 use failure::Failure;
 use time::OffsetDateTime;
 
@@ -56,7 +56,7 @@ Exit codes:
 #[command(name = "culvert", version, after_help = EXIT_CODES, disable_help_subcommand = false)]
 struct Arguments {
     /// The helper's Unix socket.
-    #[arg(long, global = true, env = "CULVERT_SOCKET", default_value = DEFAULT_SOCKET)]
+    #[arg(long, global = true, env = "CULVERT_SOCKET", default_value = default_socket())]
     socket: PathBuf,
     #[command(subcommand)]
     command: Command,
@@ -128,7 +128,8 @@ enum Command {
     /// Measure how fast the tunnel is, against your own gateway; nobody else takes part.
     #[command(after_help = EXIT_CODES)]
     Speedtest(speedtest::Speedtest),
-    /// Disconnect, lift the kill switch, and forget settings and access to gateways.
+    /// Disconnect, lift the kill switch, and forget settings and access to gateways; on a Mac, with sudo, remove the
+    /// programs, too.
     #[command(after_help = EXIT_CODES)]
     Uninstall(uninstall::Uninstall),
     /// Print completions for a shell; packages install them.

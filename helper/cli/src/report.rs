@@ -131,6 +131,10 @@ async fn of_helper(client: &mut Client, redactor: &mut Redactor) -> Result<Vec<(
         let _ = writeln!(list, "{} at {}, until {until}{default}", profile.name, profile.endpoints.join(", "));
     }
     let Event::Settings(settings) = ask(client, Request::Settings).await? else { return Ok(vec![]) };
+    if let Some(managed) = &settings.managed {
+        managed.organization.iter().for_each(|name| redactor.hide("organization", name));
+        managed.support_url.iter().for_each(|url| redactor.hide("support", url));
+    }
     let mut log = String::new();
     logs::all(client, LogLevel::Debug, false, |lines| {
         for line in lines {

@@ -4,7 +4,9 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Subcommand, ValueEnum};
-use culvert_protocol::{Client, Event, KillSwitch, Overlap, Request, Settings, SettingsChange};
+use culvert_protocol::{
+    Client, Event, KillSwitch, Overlap, Request, SettingName, Settings, SettingsChange, SettingsInForce,
+};
 
 use crate::failure::Failure;
 use crate::json::SettingsList;
@@ -59,6 +61,14 @@ impl Key {
         }
     }
 
+    fn name(self) -> SettingName {
+        match self {
+            Self::KillSwitch => SettingName::KillSwitch,
+            Self::AllowLan => SettingName::AllowLan,
+            Self::Overlap => SettingName::Overlap,
+        }
+    }
+
     fn value(self, settings: &Settings) -> &'static str {
         match self {
             Self::KillSwitch => settings.kill_switch.word(),
@@ -109,18 +119,27 @@ pub(crate) async fn settings(socket: &Path, command: Command) -> Result<ExitCode
     let request = match &command {
         Command::List { .. } | Command::Get { .. } => Request::Settings,
         Command::Set { key, value } => Request::Set(key.change(value)?),
-        Command::Reset { key } => Request::Set(defaults(*key)?),
+        Command::Reset { key: Some(key) } => Request::Set(defaults(*key)?),
+        Command::Reset { key: None } => Request::Settings,
     };
     let mut client = dial(socket).await?;
-    let now = answer(&mut client, request).await?;
+    let mut now = answer(&mut client, request).await?;
+    if matches!(command, Command::Reset { key: None }) {
+        now = answer(&mut client, Request::Set(all_defaults(&now))).await?;
+    }
     match command {
         Command::List { json: true } => output::json(&SettingsList::new(now))?,
         Command::List { json: false } => {
             for key in Key::ALL {
-                output::text(&format!("{:<12} {:<9} {}", key.word(), key.value(&now), key.sentence(&now)))?;
+                let (value, sentence) = (key.value(&now.settings), key.sentence(&now.settings));
+                let locked = if now.locked.contains(&key.name()) { " (locked)" } else { "" };
+                output::text(&format!("{:<12} {value:<9} {sentence}{locked}", key.word()))?;
+            }
+            if let Some(managed) = &now.managed {
+                output::text(&managed.by())?;
             }
         }
-        Command::Get { key } => output::text(key.value(&now))?,
+        Command::Get { key } => output::text(key.value(&now.settings))?,
         Command::Set { key, .. } => output::message(&said(key, &now)),
         Command::Reset { key } => {
             Key::ALL
@@ -132,23 +151,29 @@ pub(crate) async fn settings(socket: &Path, command: Command) -> Result<ExitCode
     Ok(ExitCode::SUCCESS)
 }
 
-fn said(key: Key, now: &Settings) -> String {
-    format!("{} is {}: {}", key.word(), key.value(now), key.sentence(now))
+fn said(key: Key, now: &SettingsInForce) -> String {
+    let locked = match &now.managed {
+        Some(managed) if now.locked.contains(&key.name()) => format!(" ({})", managed.by()),
+        _ => String::new(),
+    };
+    format!("{} is {}: {}{locked}", key.word(), key.value(&now.settings), key.sentence(&now.settings))
 }
 
-fn defaults(key: Option<Key>) -> Result<SettingsChange, Failure> {
-    let default = Settings::default();
-    match key {
-        Some(key) => key.change(key.value(&default)),
-        None => Ok(SettingsChange {
-            kill_switch: Some(default.kill_switch),
-            allow_lan: Some(default.allow_lan),
-            overlap: Some(default.overlap),
-        }),
+fn defaults(key: Key) -> Result<SettingsChange, Failure> {
+    key.change(key.value(&Settings::default()))
+}
+
+/// Of everything that a user may choose here.
+fn all_defaults(now: &SettingsInForce) -> SettingsChange {
+    let (default, is_free) = (Settings::default(), |name| !now.locked.contains(&name));
+    SettingsChange {
+        kill_switch: is_free(SettingName::KillSwitch).then_some(default.kill_switch),
+        allow_lan: is_free(SettingName::AllowLan).then_some(default.allow_lan),
+        overlap: is_free(SettingName::Overlap).then_some(default.overlap),
     }
 }
 
-async fn answer(client: &mut Client, request: Request) -> Result<Settings, Failure> {
+async fn answer(client: &mut Client, request: Request) -> Result<SettingsInForce, Failure> {
     match ask(client, request).await? {
         Event::Settings(settings) => Ok(settings),
         other => Err(Failure::unexpected(&other)),
@@ -158,6 +183,7 @@ async fn answer(client: &mut Client, request: Request) -> Result<Settings, Failu
 #[cfg(test)]
 mod tests {
     use super::*;
+    use culvert_protocol::Managed;
 
     #[test]
     fn every_value_that_is_shown_can_be_set() {
@@ -180,7 +206,17 @@ mod tests {
 
     #[test]
     fn a_reset_of_one_key_leaves_the_others() {
-        assert_eq!(defaults(Some(Key::AllowLan)).unwrap().kill_switch, None);
-        assert!(defaults(None).unwrap().kill_switch.is_some());
+        assert_eq!(defaults(Key::AllowLan).unwrap().kill_switch, None);
+        assert!(all_defaults(&SettingsInForce::default()).kill_switch.is_some());
+    }
+
+    #[test]
+    fn a_reset_of_everything_leaves_alone_what_is_locked_and_that_is_said() {
+        let managed = Managed { allow_lan: Some(false), ..Managed::default() };
+        let settings = managed.applied_to(Settings::default());
+        let now = SettingsInForce { settings, locked: managed.locked(), managed: Some(managed) };
+        assert_eq!((all_defaults(&now).allow_lan, all_defaults(&now).overlap), (None, Some(Overlap::Ask)));
+        assert!(said(Key::AllowLan, &now).ends_with("(Managed by the administrator)"), "{}", said(Key::AllowLan, &now));
+        assert!(!said(Key::Overlap, &now).contains("anaged"));
     }
 }

@@ -1,4 +1,5 @@
-//! `uninstall`: this machine as it was, and what is left to do for whoever installed the program.
+//! `uninstall`: this machine as it was. On a Mac the programs, too; elsewhere what is left to do for whoever installed
+//! them.
 
 use std::io::{self, IsTerminal};
 use std::path::Path;
@@ -11,6 +12,13 @@ use tokio::time::timeout;
 
 use crate::failure::Failure;
 use crate::{dial, output};
+
+#[cfg(not(target_os = "macos"))]
+#[path = "uninstall/linux.rs"]
+mod imp;
+#[cfg(target_os = "macos")]
+#[path = "uninstall/macos.rs"]
+mod imp;
 
 /// Everything is undone within this time.
 const UNDONE_WITHIN: Duration = Duration::from_secs(15);
@@ -29,29 +37,25 @@ pub(crate) async fn uninstall(socket: &Path, arguments: Uninstall) -> Result<Exi
     if !arguments.yes {
         confirm(arguments.keep_identity)?;
     }
-    let mut client = dial(socket).await?;
-    let forget = client.request(Request::Forget { keep_identity: arguments.keep_identity });
-    match timeout(UNDONE_WITHIN, forget).await.map_err(|_| Failure::helper_silent())?? {
-        Event::Done { .. } => {}
-        other => return Err(Failure::unexpected(&other)),
+    match forget(socket, arguments.keep_identity).await {
+        Ok(()) => {}
+        Err(failure) => imp::without_helper(failure)?,
     }
     output::message(if arguments.keep_identity {
         "Disconnected; settings are forgotten, nothing is held back any more, and access to gateways is kept."
     } else {
         "Disconnected; settings and access to gateways are forgotten, and nothing is held back any more."
     });
-    output::message(&format!("To remove the programs: {}", remove()));
+    imp::remove_programs(arguments.keep_identity)?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// How the programs came here, as far as that can be seen.
-fn remove() -> &'static str {
-    if cfg!(target_os = "macos") {
-        "run Uninstall Culvert from the app's settings"
-    } else if Path::new("/usr/share/doc/culvert/changelog.Debian.gz").exists() {
-        "sudo apt purge culvert"
-    } else {
-        "stop culvert-helper, then remove it the way it was installed, and its state in /var/lib/culvert"
+async fn forget(socket: &Path, keep_identity: bool) -> Result<(), Failure> {
+    let mut client = dial(socket).await?;
+    let forget = client.request(Request::Forget { keep_identity });
+    match timeout(UNDONE_WITHIN, forget).await.map_err(|_| Failure::helper_silent())?? {
+        Event::Done { .. } => Ok(()),
+        other => Err(Failure::unexpected(&other)),
     }
 }
 

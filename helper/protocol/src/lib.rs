@@ -11,6 +11,7 @@ mod diagnosis;
 mod frame;
 mod info_plist;
 mod log;
+mod managed;
 mod message;
 mod problem;
 #[cfg(feature = "schema")]
@@ -23,6 +24,7 @@ pub use client::{Client, ClientError, EVENTS_HELD};
 pub use diagnosis::{Certainty, Check, CheckId, Diagnosis, Finding, Outcome};
 pub use frame::{FrameError, FrameReader, MAX_FRAME, decode, encode};
 pub use log::{LogLevel, LogLine};
+pub use managed::{Managed, MenuItem, SettingName, SettingsInForce, UpdatePolicy};
 pub use message::{Answer, Ask, Change, DOCTOR_WITHIN, Event, ProfileFacts, Request};
 pub use problem::{CATALOGUE, Code, Entry, Problem, code};
 pub use secret::Secret;
@@ -37,4 +39,17 @@ pub const VERSION: u32 = 1;
 
 /// Where the helper listens unless it is told otherwise (`--socket`, `CULVERT_SOCKET`).
 pub const DEFAULT_SOCKET: &str =
-    if cfg!(target_os = "macos") { "/var/run/net.culvert.helper/helper.sock" } else { "/run/culvert/helper.sock" };
+    if cfg!(target_os = "macos") { "/var/run/net.culvert.daemon.sock" } else { "/run/culvert/helper.sock" };
+
+/// Where the helper listens that comes with the app alone, on a Mac without the package.
+const BUNDLE_SOCKET: &str = "/var/run/net.culvert.helper.sock";
+
+/// Where a client finds the helper unless it is told otherwise.
+pub fn default_socket() -> &'static str {
+    let is_there = |socket: &str| std::path::Path::new(socket).exists();
+    if cfg!(target_os = "macos") && !is_there(DEFAULT_SOCKET) && is_there(BUNDLE_SOCKET) {
+        BUNDLE_SOCKET
+    } else {
+        DEFAULT_SOCKET
+    }
+}

@@ -7,9 +7,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::diagnosis::Diagnosis;
 use crate::log::{LogLevel, LogLine};
+use crate::managed::SettingsInForce;
 use crate::problem::Problem;
 use crate::secret::Secret;
-use crate::settings::{Settings, SettingsChange};
+use crate::settings::SettingsChange;
 use crate::status::{State, Status, Timestamp};
 
 /// What may be asked. The whole list.
@@ -88,7 +89,7 @@ pub enum Request {
         /// Its name.
         profile: String,
     },
-    /// What the user has chosen. Answered by [`Event::Settings`].
+    /// What is in force: chosen by the user, or decided by the administrator. Answered by [`Event::Settings`].
     Settings,
     /// Changes what the user has chosen, at once. Answered by [`Event::Settings`].
     Set(SettingsChange),
@@ -176,8 +177,8 @@ pub enum Event {
         /// All of them.
         profiles: Vec<ProfileFacts>,
     },
-    /// Answers `settings` and `set`: what is chosen now.
-    Settings(Settings),
+    /// Answers `settings` and `set`: what is in force now.
+    Settings(SettingsInForce),
     /// Answers `logs`; sent to those who follow whenever there is more.
     Logs {
         /// As many as fit in a frame.
@@ -392,8 +393,8 @@ mod tests {
                     "device_id": "0a", "sealed": false}]}),
             ),
             (
-                Event::Settings(Settings::default()),
-                json!({"type": "settings", "kill_switch": "auto", "allow_lan": true, "overlap": "ask"}),
+                Event::Settings(SettingsInForce::default()),
+                json!({"type": "settings", "kill_switch": "auto", "allow_lan": true, "overlap": "ask", "locked": []}),
             ),
             (
                 Event::Logs {

@@ -228,6 +228,10 @@ catalogue! {
     LOCKED = 423, "locked", "The identity is locked",
         "The identity of this profile opens only with a key from its user's keychain",
         "Connect as that user, with the keychain unlocked: culvert connect";
+    MANAGED = 424, "managed", "Your administrator decides this",
+        "The administrator of {device} has decided this setting", "Ask the administrator";
+    UNDECIDED = 425, "undecided", "A decision of your administrator cannot be used",
+        "What the administrator of {device} has decided cannot be used in every part", "Show this to the administrator";
     GATEWAY_INTERNET = 501, "gateway_internet", "Connected, but the gateway has no internet",
         "Internal addresses work, the gateway itself has no internet", "The administrator must look";
     LOSSY = 502, "lossy", "Connected, weak network",

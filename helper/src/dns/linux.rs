@@ -10,11 +10,11 @@ use tokio::time::{Instant, sleep_until};
 
 use super::Servers;
 use crate::journal::{Change, Entry, Journal, ResolverFile};
+use crate::watch::FileWatch;
 
 mod resolv_conf;
 mod resolvconf;
 mod resolved;
-mod watch;
 
 /// So long after the last change to the resolver's file it is looked at.
 const QUIET: Duration = Duration::from_millis(200);
@@ -29,7 +29,7 @@ pub struct DnsGuard {
     made: Option<Made>,
     /// What the machine cannot do, in a sentence.
     note: Option<String>,
-    watch: Option<watch::FileWatch>,
+    watch: Option<FileWatch>,
     /// When to look whether the file is still ours.
     look: Option<Instant>,
     /// When it was taken back.
@@ -85,7 +85,7 @@ impl DnsGuard {
 
     /// Without it the file is as good, until another program writes it.
     fn watch(&mut self, file: &Path) {
-        let opened = watch::FileWatch::open(file);
+        let opened = FileWatch::open(file);
         self.watch = opened.inspect_err(|error| tracing::warn!(%error, "the resolver's file cannot be watched")).ok();
     }
 

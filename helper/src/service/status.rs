@@ -70,6 +70,8 @@ impl Service {
                 .iter()
                 .cloned()
                 .chain(self.settings.damage().map(|why| Problem::new(code::SETTINGS).because(why).to_string()))
+                .chain(self.undecided.iter().map(|why| Problem::new(code::UNDECIDED).because(why).to_string()))
+                .chain(self.invited.problem().map(|why| format!("The administrator's invitation: {why}")))
                 .chain(self.unguarded.as_ref().map(ToString::to_string))
                 .collect(),
             helper: env!("CARGO_PKG_VERSION").into(),

@@ -1,7 +1,7 @@
 use super::*;
 use culvert_protocol::{
-    Blocking, Certificate, Check, CheckId, Diagnosis, Dropped, Finding, Gateway, KillSwitch, LogLevel, Path, Problem,
-    Protection, State, Status, Step, Timestamp, Traffic, code,
+    Blocking, Certificate, Check, CheckId, Diagnosis, Dropped, Finding, Gateway, KillSwitch, LogLevel, Managed,
+    MenuItem, Path, Problem, Protection, Settings, State, Status, Step, Timestamp, Traffic, UpdatePolicy, code,
 };
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema};
@@ -73,8 +73,24 @@ fn what_is_printed_fits_its_schema() {
         fits("profiles", &Numbered::new(Profiles { profiles: vec![profile] }));
     }
     for kill_switch in KillSwitch::ALL {
-        fits("settings", &SettingsList::new(Settings { kill_switch, ..Settings::default() }));
+        let settings = Settings { kill_switch, ..Settings::default() };
+        fits("settings", &SettingsList::new(SettingsInForce { settings, ..SettingsInForce::default() }));
     }
+    let managed = Managed {
+        organization: Some("Acme".into()),
+        lockdown: Some(true),
+        allow_lan: Some(false),
+        connect_at_launch: Some(true),
+        start_at_login: Some(true),
+        support_url: Some("https://help.example.org".into()),
+        update_policy: Some(UpdatePolicy::Ask),
+        hide_menu_items: vec![MenuItem::Quit],
+    };
+    let settings = managed.applied_to(Settings::default());
+    fits(
+        "settings",
+        &SettingsList::new(SettingsInForce { settings, locked: managed.locked(), managed: Some(managed) }),
+    );
     let speed = Speed {
         gateway: "Acme".into(),
         down_bits_per_second: 4.1e8,

@@ -1,4 +1,4 @@
-//! Linux: hears when the resolver's file changes (inotify(7)).
+//! Linux: inotify(7).
 #![allow(unsafe_code, reason = "tokio wants to be told that a descriptor stays open")]
 
 use std::io;
@@ -11,14 +11,17 @@ use tokio::io::unix::AsyncFd;
 
 /// Watches one file and its folder: some programs write into it, others put another one in its place.
 #[derive(Debug)]
-pub(super) struct FileWatch {
+pub struct FileWatch {
     fd: AsyncFd<OwnedFd>,
     path: PathBuf,
 }
 
 impl FileWatch {
     /// Must be called within a runtime.
-    pub(super) fn open(path: &Path) -> io::Result<Self> {
+    ///
+    /// # Errors
+    /// What the OS says, such as that the folder is not there.
+    pub fn open(path: &Path) -> io::Result<Self> {
         let fd = init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
         if let Some(folder) = path.parent() {
             add_watch(&fd, folder, WatchFlags::CREATE | WatchFlags::MOVED_TO | WatchFlags::DELETE)?;
@@ -31,7 +34,7 @@ impl FileWatch {
     }
 
     /// Waits for a change of something there. Cancel-safe.
-    pub(super) async fn next(&self) {
+    pub async fn next(&self) {
         loop {
             let Ok(mut ready) = self.fd.readable().await else { return std::future::pending().await };
             let mut buffer = [MaybeUninit::uninit(); 4096];
