@@ -319,7 +319,9 @@ def check_bom(bom, payload):
 def check_scripts(scripts, info):
     files = {path: (mode, data) for path, mode, _, _, data in scripts if path}
     named = {element.tag: element.get("file") for element in info.find("scripts")}
-    check(set(files) == {"preinstall", "postinstall"}, f"Scripts: {sorted(files)}")
+    check(set(files) == {"preinstall", "postinstall", "version"}, f"Scripts: {sorted(files)}")
+    told = files.pop("version", (0, b""))[1].decode(errors="replace").strip()
+    check(told == info.get("version"), f"Scripts: version says {told}, PackageInfo {info.get('version')}")
     for name, file in named.items():
         check(file == f"./{name}" and name in files, f"Scripts: PackageInfo names {file}, which is not there")
     for name, (mode, data) in files.items():

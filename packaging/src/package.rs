@@ -19,6 +19,8 @@ use crate::{archive, bom, tree};
 /// The component within the container.
 const COMPONENT: &str = "Culvert-component.pkg";
 const SCRIPTS: [&str; 2] = ["preinstall", "postinstall"];
+/// Beside them: the version of the package.
+const VERSION: &str = "version";
 /// What people read before: the first from `resources/`.
 const WELCOME: &str = "welcome.html";
 const LICENCE: &str = "license.txt";
@@ -68,7 +70,7 @@ impl Parts {
     /// A missing script, text or program, and what [`tree::read`] refuses.
     pub fn read(inputs: &Inputs<'_>) -> anyhow::Result<Self> {
         let payload = tree::read(inputs.root)?;
-        let scripts = scripts(inputs.scripts)?;
+        let scripts = scripts(inputs.scripts, inputs.version)?;
         let welcome = inputs.resources.join(WELCOME);
         let welcome = fs::read(&welcome).with_context(|| welcome.display().to_string())?;
         let resources = vec![(WELCOME.into(), welcome), (LICENCE.into(), LICENCE_TEXT.into())];
@@ -115,8 +117,9 @@ fn iso_time(epoch: u32) -> anyhow::Result<String> {
     Ok(time.format(time::macros::format_description!("[year]-[month]-[day]T[hour]:[minute]:[second]"))?)
 }
 
-/// The scripts as an archive's entries; they are programs whatever mode they have here.
-fn scripts(folder: &Path) -> anyhow::Result<Vec<Entry>> {
+/// The scripts as an archive's entries, with the version, which `preinstall` compares with what is installed. They are
+/// programs whatever mode they have here.
+fn scripts(folder: &Path, version: &str) -> anyhow::Result<Vec<Entry>> {
     let mut entries = vec![Entry { path: String::new(), mode: 0o755, kind: Kind::Folder }];
     for name in SCRIPTS {
         let file = folder.join(name);
@@ -124,6 +127,7 @@ fn scripts(folder: &Path) -> anyhow::Result<Vec<Entry>> {
         ensure!(bytes.starts_with(b"#!/bin/"), "{}: does not begin with #!/bin/sh or #!/bin/bash", file.display());
         entries.push(Entry { path: name.into(), mode: 0o755, kind: Kind::File(bytes) });
     }
+    entries.push(Entry { path: VERSION.into(), mode: 0o644, kind: Kind::File(format!("{version}\n").into_bytes()) });
     Ok(entries)
 }
 

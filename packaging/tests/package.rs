@@ -191,6 +191,9 @@ fn what_is_broken_is_named() {
         ("shows dialogs", |parts| {
             entry(&mut parts.scripts, "preinstall").kind = Kind::File(b"#!/bin/sh\nosascript -e beep\n".to_vec());
         }),
+        ("Scripts: version says 1.2.2", |parts| {
+            entry(&mut parts.scripts, "version").kind = Kind::File(b"1.2.2\n".to_vec());
+        }),
         ("PackageInfo: version is 1.2.2", |parts| replace(&mut parts.information, "\"1.2.3\"", "\"1.2.2\"")),
         ("PackageInfo: auth", |parts| replace(&mut parts.information, "auth=\"root\"", "auth=\"none\"")),
         ("PackageInfo: identifier", |parts| replace(&mut parts.information, "net.culvert.pkg", "net.culvert.package")),
