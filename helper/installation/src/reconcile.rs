@@ -291,7 +291,7 @@ mod tests {
                     assert!(step == Step::Register || seen.bundle_helper != NEW, "a downgrade: {seen:?}");
                 }
                 Step::UnregisterBundle => {
-                    assert!(seen.package != Job::Absent && seen.bundle != Job::Absent, "{seen:?}")
+                    assert!(seen.package != Job::Absent && seen.bundle != Job::Absent, "{seen:?}");
                 }
                 _ => assert!(step.is_rest()),
             }
