@@ -50,7 +50,7 @@ pub fn open_settings() {
     AppService::open_system_settings_login_items();
 }
 
-fn daemon() -> AppService<'static> {
+fn daemon() -> AppService {
     AppService::new(ServiceType::Daemon { plist_name: paths::BUNDLE_PLIST })
 }
 
