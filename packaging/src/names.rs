@@ -3,20 +3,11 @@
 //! Identifiers and labels are frozen: macOS remembers them with the designated requirement of what was installed, and
 //! refuses to launch something else under the same name. A change needs a new label, and the old one unregistered.
 
-/// The app, and the domain of its preferences.
-pub const APP_IDENTIFIER: &str = "net.culvert.app";
-/// The root helper's code signature.
-pub const HELPER_IDENTIFIER: &str = "net.culvert.helper";
-/// The command's code signature.
-pub const CLI_IDENTIFIER: &str = "net.culvert.ctl";
-/// The component package, as `pkgutil --pkgs` lists it.
-pub const PACKAGE_IDENTIFIER: &str = "net.culvert.pkg";
-
-/// launchd's label of the helper that the pkg installs; the app's own way has another one, since macOS keeps both in
-/// one table.
-pub const DAEMON_LABEL: &str = "net.culvert.daemon";
-/// launchd's label of the helper inside the app (SMAppService).
-pub const BUNDLED_LABEL: &str = "net.culvert.helper";
+use culvert_installation::paths::{APP, CLI, DAEMON_PLIST, HELPER};
+pub use culvert_installation::paths::{
+    APP_IDENTIFIER, BUNDLE_LABEL as BUNDLED_LABEL, CLI_IDENTIFIER, HELPER_IDENTIFIER, PACKAGE_IDENTIFIER,
+    PACKAGE_LABEL as DAEMON_LABEL,
+};
 
 /// The oldest macOS that is served: the first with SMAppService.
 pub const MINIMUM_MACOS: &str = "13.0";
@@ -29,10 +20,14 @@ pub const HELPER_PROGRAM: &str = "culvert-helper";
 pub const CLI_PROGRAM: &str = "culvert";
 
 /// The app, below the root of the disk.
-pub const APP_PATH: &str = "Applications/Culvert.app";
+pub const APP_PATH: &str = below_root(APP);
 /// The helper of the pkg: every folder above belongs to root, which /Applications does not promise.
-pub const HELPER_PATH: &str = "Library/PrivilegedHelperTools/net.culvert.helper";
+pub const HELPER_PATH: &str = below_root(HELPER);
 /// launchd's file of the pkg.
-pub const DAEMON_PATH: &str = "Library/LaunchDaemons/net.culvert.daemon.plist";
+pub const DAEMON_PATH: &str = below_root(DAEMON_PLIST);
 /// The command.
-pub const CLI_PATH: &str = "usr/local/bin/culvert";
+pub const CLI_PATH: &str = below_root(CLI);
+
+const fn below_root(path: &str) -> &str {
+    path.split_at(1).1
+}
