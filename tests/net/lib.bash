@@ -19,12 +19,14 @@ if [ -z "${NET_TEST_BOUNDED:-}" ]; then
   exec "${bounded[@]}" "$0" "$@"
 fi
 
+# A file system that only this test sees, and whose devices work.
+NET_OWN=/run/culvert-own
 # own_etc: an /etc that is thrown away. Clients of two tests at once would find each other's half-made files in it.
 own_etc() {
-  local layers=/run/culvert-etc mount
+  local mount
   for mount in / /run /etc; do mountpoint -q $mount && mount --make-private $mount; done
-  mkdir -p $layers && mount -t tmpfs etc $layers && mkdir $layers/upper $layers/work &&
-    mount -t overlay etc -o lowerdir=/etc,upperdir=$layers/upper,workdir=$layers/work /etc
+  mkdir -p $NET_OWN && mount -t tmpfs own $NET_OWN && mkdir $NET_OWN/upper $NET_OWN/work &&
+    mount -t overlay etc -o lowerdir=/etc,upperdir=$NET_OWN/upper,workdir=$NET_OWN/work /etc
 }
 [ "$(id -u)" != 0 ] || own_etc || { echo "$name: error: no /etc of its own" >&2; exit 1; }
 

@@ -21,8 +21,10 @@ machine_make() {
 machine_boot() {
   # systemd-nspawn passes mounts on through it; systemd makes it where it runs the host, too.
   mkdir -p /run/systemd/nspawn/propagate
+  # Everybody may open it, as udev has it on every Debian; this machine may have no udev.
+  [ -e "$NET_OWN/tun" ] || mknod -m 666 "$NET_OWN/tun" c 10 200 || die "no TUN device for the machine"
   systemd-nspawn --quiet --boot --register=no --keep-unit --console=pipe --resolv-conf=off \
-    --network-namespace-path="/run/netns/$1" --capability=CAP_NET_ADMIN --bind=/dev/net/tun --directory="$MACHINE" >>"$NET_DIR/machine.log" 2>&1 </dev/null &
+    --network-namespace-path="/run/netns/$1" --capability=CAP_NET_ADMIN --bind="$NET_OWN/tun:/dev/net/tun" --directory="$MACHINE" >>"$NET_DIR/machine.log" 2>&1 </dev/null &
   MACHINE_PID=$!
   net_wait 30 "the machine's boot" machine_is_up || die "the machine does not boot"
   machine_init=$(pgrep -P $MACHINE_PID | head -1)
