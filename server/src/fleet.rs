@@ -11,6 +11,7 @@ use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
+use crate::authorities::Authorities;
 use crate::control_socket::{Asked, Request};
 use crate::registry::gateways::{Beat, Gateway, JoinError};
 use crate::registry::postgres::PostgresRegistry;
@@ -58,12 +59,25 @@ pub enum FleetError {
         /// The pin in the registry.
         theirs: String,
     },
+    /// Some devices have certificates of one CA, some of another, and nobody could end that.
+    #[error(
+        "a rotation of this gateway's certificate authority is under way, and gateways that share a registry cannot end one: take registry.url out of the configuration, end it (culvert-server ca rotate --finish, or --abort), and put it back"
+    )]
+    Rotating,
     /// It was not let in.
     #[error(transparent)]
     Join(#[from] JoinError),
     /// The registry.
     #[error(transparent)]
     Registry(#[from] RegistryError),
+}
+
+/// May a gateway with these authorities share a registry?
+///
+/// # Errors
+/// [`FleetError::Rotating`].
+pub fn check_authorities(authorities: &Authorities) -> Result<(), FleetError> {
+    if authorities.second().is_some() { Err(FleetError::Rotating) } else { Ok(()) }
 }
 
 /// This gateway's place among the others.

@@ -26,7 +26,7 @@ use crate::conversation::Office;
 use crate::dns;
 use crate::door;
 use crate::firewall;
-use crate::fleet::{FleetError, Member};
+use crate::fleet::{FleetError, Member, check_authorities};
 use crate::forwarding::{Forwarding, ForwardingError};
 use crate::http::Http;
 use crate::interface::{Netlink, NetlinkError, Overlap, check_overlap};
@@ -180,6 +180,9 @@ async fn serve(
     }
     let authorities_stamp = state.authorities_stamp();
     let authorities = state.authorities()?;
+    if registry.shared().is_some() {
+        check_authorities(&authorities)?;
+    }
     let cids = state.cid_key(&lock)?;
     let mut settings = Settings::resolve(&config, &registry).await?;
     check_stranded(registry.stranded(&settings.pool).await?, &settings)?;

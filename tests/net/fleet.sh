@@ -39,6 +39,16 @@ run gateway 1 registry export "$NET_DIR/registry.export" --json
 check "export: exit code, and who may read it" "0 600" "$CODE $(stat -c %a "$NET_DIR/registry.export")"
 run gateway 1 registry import "$NET_DIR/registry.export"
 match "without a database there is nothing to import into" "^1 .*registry.url" "$CODE $ERR"
+gateway 1 ca rotate >/dev/null || die "no rotation"
+DATABASE_URL=$url
+fleet_config 1
+run gateway 1 registry import "$NET_DIR/registry.export"
+match "during a rotation, which nobody could end there, it is refused" "^1 .*rotation.*registry.url" "$CODE $ERR"
+run gateway 1 run
+match "and so is a start" "^1 .*rotation.*registry.url" "$CODE $ERR"
+DATABASE_URL=
+fleet_config 1
+gateway 1 ca rotate --abort >/dev/null || die "the rotation is not taken back"
 DATABASE_URL=$url
 fleet_config 1
 run gateway 1 registry import "$NET_DIR/registry.export" --json

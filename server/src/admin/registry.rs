@@ -11,7 +11,7 @@ use super::lists::line;
 use super::{AdminError, SCHEMA, state_dir};
 use crate::config::Config;
 use crate::files;
-use crate::fleet::FleetError;
+use crate::fleet::{FleetError, check_authorities};
 use crate::owner;
 use crate::registry::Meta;
 use crate::registry::dump::{Dump, DumpError, Sizes};
@@ -64,12 +64,10 @@ async fn export(config: &Config, to: &Path, as_json: bool) -> Result<Told, Admin
     let mut bytes = Vec::new();
     let failed = |error: io::Error| AdminError::Write { path: to.to_owned(), error };
     dump.write(&mut bytes).map_err(failed)?;
-    owner::as_caller(|| files::write_new(to, &bytes, 0o600).and_then(|()| files::sync_folder(to))).map_err(
-        |error| match error.kind() {
-            io::ErrorKind::AlreadyExists => AdminError::Exists(to.to_owned()),
-            _ => failed(error),
-        },
-    )?;
+    owner::as_caller(|| files::write_new(to, &bytes, 0o600)).map_err(|error| match error.kind() {
+        io::ErrorKind::AlreadyExists => AdminError::Exists(to.to_owned()),
+        _ => failed(error),
+    })?;
     let note = state.is_locked().then(|| {
         "the gateway runs, and what it changes from now on is not in the file; stop it before you move its registry"
             .to_owned()
@@ -84,7 +82,9 @@ async fn import(config: &Config, from: &Path, as_json: bool) -> Result<String, A
         error => AdminError::BadExport { path: from.into(), error },
     })?;
     let state = state_dir(config);
-    let authority = state.authority()?;
+    let authorities = state.authorities()?;
+    check_authorities(&authorities)?;
+    let authority = authorities.current();
     let own = authority.pin().to_string();
     if let Some(theirs) = dump.meta.get(Meta::Authority.name()).filter(|theirs| **theirs != own) {
         return Err(FleetError::OtherAuthority { own, theirs: theirs.clone() }.into());
@@ -92,7 +92,7 @@ async fn import(config: &Config, from: &Path, as_json: bool) -> Result<String, A
     let fact = |fact: Meta| dump.meta.get(fact.name()).map(|value| (fact, value.clone()));
     let facts: Vec<_> = [Meta::Ipv4, Meta::Ipv6].into_iter().filter_map(fact).collect();
     let registry = state.shared_registry().await?.ok_or(AdminError::NotShared)?;
-    let imported = registry.import(&shared_facts(&facts, &authority), &dump).await;
+    let imported = registry.import(&shared_facts(&facts, authority), &dump).await;
     registry.close().await;
     imported?;
     Ok(told("imported", from, dump.sizes(), as_json))
